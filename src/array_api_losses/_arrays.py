@@ -1,0 +1,273 @@
+"""What the arguments of a call must agree on, and the text of every error.
+
+Everything is checked here before anything is computed, and nothing is moved, cast or written to.
+"""
+
+import math
+from numbers import Real
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from array_api_losses._engines import engine_of
+
+if TYPE_CHECKING:
+    from array_api_losses._engines.plain import Plain
+    from array_api_losses._loss import Call
+
+REDUCTIONS = ("none", "sum", "mean")
+
+_TO_SIGNS = "`label = 2 * xp.astype(label, xp.int8) - 1`"
+
+# Digits, smallest and largest exponent, as `math.frexp` counts them.
+_FORMATS = {
+    "float16": (11, -13, 16),
+    "bfloat16": (8, -125, 128),
+    "float32": (24, -125, 128),
+    "float64": (53, -1021, 1024),
+}
+
+
+def agree(call: "Call") -> tuple["Plain", "Call"]:
+    """Check the arguments against each other; return their engine, and the call with its defaults.
+
+    Numbers among the parameters come back rounded to the dtype of the inputs.
+    """
+    loss, at = call.loss, call.position_of_label
+    name = call.name or loss.name
+    check_reduction(name, call.reduction)
+    first, who = call.operands[0], loss.inputs[0]
+    engine = engine_of(first) or _fail_not_array(name, who, first)
+    dtype, shape = first.dtype, first.shape
+
+    for argument, array in zip((*loss.inputs, loss.label), call.operands, strict=False):
+        if array is not first:
+            _check_same_home(name, engine, who, first, argument, array)
+            if array.shape != shape and not _unknown(array.shape, shape):
+                _fail_shape(name, who, shape, argument, array.shape)
+        kind = engine.kind(array.dtype)
+        if argument == loss.label:
+            if kind not in {"signed integer", "real floating"}:
+                _fail_label_dtype(name, argument, kind, array.dtype)
+        elif kind != "real floating":
+            _fail_input_dtype(name, argument, kind, array.dtype)
+        elif array.dtype != dtype:
+            _fail_dtype(name, who, dtype, argument, array.dtype)
+
+    parameters = tuple(
+        _checked_parameter(name, engine, who, first, argument, parameter)
+        for argument, parameter in zip(loss.parameters, call.operands[at + 1 :], strict=True)
+    )
+    weight = call.weight
+    if weight is not None:
+        engine_of(weight) or _fail_not_array(name, "weight", weight)
+        _check_partner(name, engine, who, first, "weight", weight, mask=True)
+    operands = (*call.operands[: at + 1], *parameters)
+    return engine, call._replace(operands=operands, name=name)
+
+
+def check_reduction(name: str, reduction: object) -> None:
+    """Refuse a reduction that is none of the three."""
+    if reduction not in REDUCTIONS:
+        msg = f"{name}: `reduction` is {reduction!r}; it must be 'none', 'sum' or 'mean'."
+        raise ValueError(msg)
+
+
+def check_number(name: str, argument: str, value: object) -> None:
+    """Refuse a parameter that is not a finite real number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        msg = f"{name}: `{argument}` is a {type(value).__name__}; a finite real number is needed."
+        raise TypeError(msg)
+    if not math.isfinite(value):
+        msg = f"{name}: `{argument}` is {float(value)}; a finite number is needed."
+        raise ValueError(msg)
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return the name that every library gives this dtype, such as "float32"."""
+    return str(dtype).rpartition(".")[2]
+
+
+def rounded(name: str, argument: str, value: float, dtype: Any) -> float:
+    """Round a finite number to `dtype`, half to even, without any array library."""
+    kind = dtype_name(dtype)
+    if kind == "float64" or kind not in _FORMATS:
+        return float(value)
+    digits, smallest, largest = _FORMATS[kind]
+    number = float(value)
+    exponent = max(math.frexp(number)[1], smallest) - digits
+    result = math.ldexp(round(math.ldexp(number, -exponent)), exponent)
+    limit = math.ldexp(1 - 2.0**-digits, largest)
+    if abs(result) > limit:
+        msg = f"{name}: `{argument}` is {number}, beyond the largest {kind}, {limit}."
+        raise ValueError(msg)
+    return result
+
+
+def check_labels(xp: Any, call: "Call") -> None:
+    """Raise if a label that counts is neither 1 nor -1. Reads values."""
+    label = call.operands[call.position_of_label]
+    wrong = (label != 1) & (label != -1)
+    if call.weight is not None:
+        counts = call.weight if call.weight.dtype == xp.bool else call.weight != 0
+        wrong = wrong & counts
+    if xp.any(wrong):
+        _fail_labels(xp, call, label, wrong)
+
+
+def _fail_labels(xp: Any, call: "Call", label: Any, wrong: Any) -> NoReturn:
+    flat = xp.reshape(xp.astype(wrong, xp.int64), (-1,))
+    count, first = int(xp.sum(flat)), int(xp.argmax(flat))
+    value = xp.reshape(label, (-1,))[first]
+    value = float(value) if "float" in dtype_name(label.dtype) else int(value)
+    index: list[int] = []
+    for axis in reversed(label.shape):
+        first, i = divmod(first, axis)
+        index.insert(0, i)
+    s, is_ = ("", "is") if count == 1 else ("s", "are")
+    msg = (
+        f"{call.name}: `{call.loss.label}` has {count} element{s} that {is_} neither 1 nor -1;"
+        f" the first is {value} at index {tuple(index)}."
+    )
+    if value == 0:
+        msg += f" If 0 stands for dissimilar, convert: {_TO_SIGNS}."
+    raise ValueError(msg)
+
+
+def _checked_parameter(
+    name: str, engine: "Plain", who: str, first: Any, argument: str, parameter: Any
+) -> Any:
+    if isinstance(parameter, Real) or engine_of(parameter) is None:
+        check_number(name, argument, parameter)
+        # A NumPy scalar is a number and an array at once; one of the right dtype stays what it is.
+        exact = getattr(parameter, "dtype", None) == first.dtype
+        return parameter if exact else engine.number(name, argument, parameter, first)
+    parameter = engine.strengthened(parameter, first.dtype)
+    _check_partner(name, engine, who, first, argument, parameter, mask=False)
+    return parameter
+
+
+def _check_same_home(
+    name: str, engine: "Plain", who: str, first: Any, argument: str, array: Any
+) -> None:
+    """Refuse another library and another device."""
+    other = engine_of(array) or _fail_not_array(name, argument, array)
+    if other is not engine:
+        msg = (
+            f"{name}: `{who}` is a {engine.name} array but `{argument}` is a {other.name} array."
+            f" Nothing is moved between libraries; convert one, e.g."
+            f" `{argument} = xp.asarray({argument})` with the xp of `{who}`."
+        )
+        raise TypeError(msg)
+    here, there = engine.device(first), engine.device(array)
+    if here != there and here is not None and there is not None:
+        msg = (
+            f"{name}: `{who}` is on device {here} but `{argument}` is on device {there}. Nothing is"
+            f" copied between devices; move one, e.g."
+            f" `{argument} = array_api_compat.to_device({argument}, {who}.device)`."
+        )
+        raise ValueError(msg)
+
+
+def _check_partner(
+    name: str, engine: "Plain", who: str, first: Any, argument: str, array: Any, *, mask: bool
+) -> None:
+    """Check an array that may broadcast to the inputs: a parameter or a weight."""
+    _check_same_home(name, engine, who, first, argument, array)
+    if array.dtype != first.dtype and not (mask and engine.kind(array.dtype) == "bool"):
+        _fail_dtype(name, who, first.dtype, argument, array.dtype, mask=mask)
+    shape, target = array.shape, first.shape
+    if shape == target or _unknown(shape, target):
+        return
+    tail = target[len(target) - len(shape) :]
+    if len(shape) > len(target) or any(a not in {1, b} for a, b in zip(shape, tail, strict=True)):
+        msg = (
+            f"{name}: `{argument}` has shape {shape}, which does not broadcast to the shape"
+            f" {target} of `{who}`."
+        )
+        raise ValueError(msg)
+
+
+def _unknown(*shapes: tuple[Any, ...]) -> bool:
+    """Whether a lazy library does not know a size yet: it is None or NaN."""
+    return any(size is None or size != size for shape in shapes for size in shape)  # noqa: PLR0124
+
+
+def _fail_not_array(name: str, argument: str, value: object) -> NoReturn:
+    kind = type(value).__name__
+    msg = (
+        f"{name}: `{argument}` is a {kind}, not an array. Make it one of the library you work in,"
+        f" e.g. `{argument} = xp.asarray({argument})`."
+    )
+    raise TypeError(msg)
+
+
+def _fail_shape(
+    name: str, who: str, shape: tuple[int, ...], argument: str, other: tuple[int, ...]
+) -> NoReturn:
+    msg = f"{name}: `{who}` has shape {shape} but `{argument}` has shape {other}."
+    size, partner = math.prod(shape), math.prod(other)
+    joint = _broadcast(shape, other)
+    if joint is not None:
+        pairs = math.prod(joint)
+        msg += f" Broadcasting would compare {pairs} pairs, not {size}."
+    if size == partner:
+        msg += (
+            f" Reshape one of them, e.g. `{argument} = xp.reshape({argument}, {who}.shape)`."
+        )
+    elif joint == shape:
+        msg += (
+            f" If that is meant, say so: `{argument} = xp.broadcast_to({argument}, {who}.shape)`."
+        )
+    else:
+        msg += " They must be the same."
+    raise ValueError(msg)
+
+
+def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
+    length = max(len(a), len(b))
+    pairs = zip((1,) * (length - len(a)) + a, (1,) * (length - len(b)) + b, strict=True)
+    joint = tuple(m if n == 1 else n if m in {1, n} else -1 for m, n in pairs)
+    return None if -1 in joint else joint
+
+
+def _fail_label_dtype(name: str, argument: str, kind: str, dtype: Any) -> NoReturn:
+    msg = (
+        f"{name}: `{argument}` has dtype {dtype_name(dtype)}; it must hold 1 and -1 in a signed"
+        f" integer or real floating dtype."
+    )
+    if kind in {"bool", "unsigned integer"}:
+        true, false = ("True", "False") if kind == "bool" else ("1", "0")
+        msg += (
+            f" If {true} stands for similar and {false} for dissimilar, convert: {_TO_SIGNS}."
+        )
+    raise TypeError(msg)
+
+
+def _fail_input_dtype(name: str, argument: str, kind: str, dtype: Any) -> NoReturn:
+    msg = f"{name}: `{argument}` has dtype {dtype_name(dtype)}; it must be real floating."
+    if kind == "complex floating":
+        msg += f" Take what you mean, e.g. `{argument} = xp.abs({argument})`."
+    elif kind != "other":
+        msg += f" Convert it, e.g. `{argument} = xp.astype({argument}, xp.float32)`."
+    raise TypeError(msg)
+
+
+def _fail_dtype(  # noqa: PLR0913
+    name: str, who: str, dtype: Any, argument: str, other: Any, *, mask: bool = False
+) -> NoReturn:
+    bools = " (or be bool)" if mask else ""
+    msg = (
+        f"{name}: `{argument}` has dtype {dtype_name(other)} but `{who}` has dtype"
+        f" {dtype_name(dtype)}; it must have the same{bools}. Convert it, e.g."
+        f" `{argument} = xp.astype({argument}, {who}.dtype)`."
+    )
+    raise TypeError(msg)
+
+
+def check_cotangent(engine: "Plain", value: Any, cotangent: Any) -> None:
+    """Refuse a cotangent that does not have the library, device, shape and dtype of the value."""
+    name = "pullback"
+    _check_same_home(name, engine, "value", value, "cotangent", cotangent)
+    if cotangent.dtype != value.dtype:
+        _fail_dtype(name, "value", value.dtype, "cotangent", cotangent.dtype)
+    if cotangent.shape != value.shape and not _unknown(cotangent.shape, value.shape):
+        _fail_shape(name, "value", value.shape, "cotangent", cotangent.shape)

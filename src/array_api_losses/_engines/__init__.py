@@ -1,0 +1,46 @@
+"""How each library runs a loss fast, and how its own autodiff is told the slope. No formula.
+
+`engine_of` finds the engine by the type of an array, so that a call costs one look-up. A library
+without a module here runs on the plain path.
+"""
+
+from typing import TYPE_CHECKING, Any, Optional
+
+import array_api_compat as compat
+
+if TYPE_CHECKING:
+    from array_api_losses._engines.plain import Plain
+
+_BY_TYPE: dict[type, "Plain"] = {}
+_BY_NAMESPACE: dict[str, "Plain"] = {}
+
+
+def engine_of(array: Any) -> Optional["Plain"]:
+    """Return the engine for an array, or None for what is no array."""
+    return _BY_TYPE.get(type(array)) or _found(array)
+
+
+def _found(array: Any) -> Optional["Plain"]:
+    if not compat.is_array_api_obj(array):
+        return None
+    engine = _engine_for(array)
+    _BY_TYPE[type(array)] = engine
+    return engine
+
+
+def _engine_for(array: Any) -> "Plain":
+    # An engine imports its library, so it is imported when the first array of that library comes.
+    if compat.is_numpy_array(array):
+        from array_api_losses._engines.numpy import ENGINE
+    elif compat.is_torch_array(array):
+        from array_api_losses._engines.torch import ENGINE
+    elif compat.is_jax_array(array):
+        from array_api_losses._engines.jax import ENGINE
+    elif compat.is_dask_array(array):
+        from array_api_losses._engines.dask import ENGINE
+    else:
+        from array_api_losses._engines.plain import Plain
+
+        xp = compat.array_namespace(array)
+        return _BY_NAMESPACE.setdefault(xp.__name__, Plain(xp))
+    return ENGINE

@@ -1,0 +1,75 @@
+"""The plain path: the formula on whole arrays, for any library with a standard namespace.
+
+It is also the base of the other engines, and so the list of what an engine may do its own way.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat as compat
+
+from array_api_losses import _loss
+from array_api_losses._arrays import check_labels, rounded
+from array_api_losses._loss import Array, Call
+
+KINDS = ("real floating", "signed integer", "unsigned integer", "bool", "complex floating")
+
+
+class Plain:
+    """Runs a call whose arguments agree."""
+
+    xp: Any
+
+    def __init__(self, xp: Any) -> None:
+        self.xp = xp
+        self.name: str = xp.__name__.removeprefix("array_api_compat.").partition(".")[0]
+        self._kinds: dict[Any, str] = {}
+
+    def value(self, call: Call) -> Array:
+        """Return the result; the library's own autodiff, if any, knows its derivative."""
+        return _loss.value(self.xp, self.checked(call))
+
+    def gradient(
+        self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
+    ) -> tuple[Array | None, tuple[Array | None, ...]]:
+        """Return the gradient in each wanted argument for a cotangent of the result.
+
+        Without a cotangent it is that of the sum of the result, and the result comes with it.
+        """
+        call = self.checked(call)
+        result = self.value(call) if cotangent is None else None
+        return result, _loss.pullback(self.xp, call, wanted, cotangent, self.value)
+
+    def checked(self, call: Call) -> Call:
+        """Raise for wrong labels if they can be read here and now."""
+        if not call.trusted and self.readable(call):
+            check_labels(self.xp, call)
+            return call._replace(trusted=call.weight is None)
+        return call
+
+    def readable(self, call: Call) -> bool:
+        """Whether the labels can be read without waiting for a device or breaking a trace."""
+        return self.name == "array_api_strict"
+
+    def kind(self, dtype: Any) -> str:
+        """Return which of `KINDS` a dtype is, else "other"."""
+        found = self._kinds.get(dtype)
+        if found is None:
+            found = next((kind for kind in KINDS if self.xp.isdtype(dtype, kind)), "other")
+            self._kinds[dtype] = found
+        return found
+
+    def device(self, array: Array) -> Any:
+        """Return the device of an array, or None while it has none."""
+        return compat.device(array)
+
+    def number(self, name: str, argument: str, value: Any, like: Array) -> Any:
+        """Round a number to the dtype of an array."""
+        return rounded(name, argument, value, like.dtype)
+
+    def strengthened(self, parameter: Array, dtype: Any) -> Array:
+        """Give an array that came of a Python number, and so has no dtype of its own, this one."""
+        return parameter
+
+
+Run = Callable[[Call], Array]

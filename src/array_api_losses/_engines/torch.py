@@ -1,0 +1,126 @@
+"""PyTorch: the slope is told to autograd by three functions that share forward and backward.
+
+`_Eager` is the quick one, for `backward` and `torch.autograd.grad`. `_Transformed` also knows `jvp`
+and batching, for `torch.func` and forward mode. `_Compiled` is `_Transformed` without `jvp`, which
+`torch.compile` refuses. All hold the arguments, and nothing else, between forward and backward.
+"""
+
+from typing import Any, NamedTuple
+
+import array_api_compat.torch as xp
+import torch
+from torch.autograd.forward_ad import unpack_dual
+
+from array_api_losses import _loss
+from array_api_losses._engines.plain import Plain
+from array_api_losses._loss import Array, Call, Loss
+
+
+class _Static(NamedTuple):
+    """What a call is, beside its tensors."""
+
+    loss: Loss
+    reduction: str
+    trusted: bool
+    numbers: tuple[Any, ...]
+
+    def call(self, tensors: tuple[Any, ...]) -> Call:
+        arguments = tuple(
+            n if t is None else t for n, t in zip(self.numbers, tensors, strict=True)
+        )
+        return Call(
+            self.loss, arguments[:-1], arguments[-1], self.reduction, None, self.trusted
+        )
+
+
+class _Compiled(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(static: _Static, *tensors: Any) -> Any:
+        return _loss.value(xp, static.call(tensors))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.static = inputs[0]
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Any) -> Any:
+        call = ctx.static.call(ctx.saved_tensors)
+        wanted = ctx.needs_input_grad[1:]
+        return None, *_loss.pullback(xp, call, wanted, cotangent, ENGINE.value)
+
+
+class _Transformed(_Compiled):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _Compiled.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[1:])
+
+    @staticmethod
+    def jvp(ctx: Any, _: None, *tangents: Any) -> Any:
+        call = ctx.static.call(ctx.saved_tensors)
+        return _loss.pushforward(xp, call, tangents, ENGINE.value)
+
+
+class _Eager(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, static: _Static, *tensors: Any) -> Any:
+        ctx.static = static
+        ctx.save_for_backward(*tensors)
+        return _loss.value(xp, static.call(tensors))
+
+    backward = _Compiled.backward
+
+
+class Torch(Plain):
+    """Labels are read on the CPU only, and only outside `vmap`, `torch.compile` and the like."""
+
+    def value(self, call: Call) -> Array:
+        call = self.checked(call)
+        rule = _rule(call.arguments)
+        if rule is None:
+            return _loss.value(xp, call)
+        arguments = call.arguments
+        tensors = tuple(a if isinstance(a, torch.Tensor) else None for a in arguments)
+        numbers = tuple(
+            None if isinstance(a, torch.Tensor) else a for a in arguments
+        )
+        static = _Static(call.loss, call.reduction, call.trusted, numbers)
+        return rule.apply(static, *tensors)
+
+    def checked(self, call: Call) -> Call:
+        try:
+            return super().checked(call)
+        except RuntimeError:  # from `vmap` or a fake tensor: there is no value to read
+            return call
+
+    def readable(self, call: Call) -> bool:
+        label = call.operands[call.position_of_label]
+        return not torch.compiler.is_compiling() and label.device.type == "cpu"
+
+    def device(self, array: Array) -> Any:
+        return array.device
+
+    def number(self, name: str, argument: str, value: Any, like: Array) -> Any:
+        if torch.compiler.is_compiling():
+            return torch.full((), value, dtype=like.dtype, device=like.device)
+        return super().number(name, argument, value, like)
+
+
+def _rule(arguments: tuple[Any, ...]) -> Any:
+    """Return the function that autodiff, in the mode it is in now, needs; None if it is not on."""
+    if torch.compiler.is_compiling():
+        return _Compiled
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
+    if torch._C._are_functorch_transforms_active() or any(
+        unpack_dual(t).tangent is not None for t in tensors
+    ):
+        return _Transformed
+    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
+        return _Eager
+    return None
+
+
+ENGINE = Torch(xp)

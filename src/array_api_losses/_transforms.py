@@ -1,0 +1,179 @@
+"""Functions of losses: `value_and_grad` and `vjp`, for every library.
+
+They follow `jax.value_and_grad` and `jax.vjp` in name and spirit, and take any loss of this package,
+function or instance. They use the slopes that stand beside the formula, so the library needs no
+automatic differentiation.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from array_api_losses._arrays import agree, check_cotangent
+from array_api_losses._loss import Array, Call
+
+Argnums: TypeAlias = int | str | tuple[int | str, ...]
+
+
+def value_and_grad(loss: Callable[..., Array], argnums: Argnums = 0) -> Callable[..., Any]:
+    """Return a function that gives a loss and its gradient, in one pass where the engine can.
+
+    Parameters
+    ----------
+    loss : function or instance of this package
+    argnums : int, str or tuple of these, default 0
+        The argument to differentiate in: its position or its name ("input", "margin", "weight").
+
+    Returns
+    -------
+    function
+        With the parameters of `loss`. It returns ``(value, gradient)``. The gradient has the shape,
+        dtype, library and device of the argument; it is a tuple if `argnums` is one. With
+        ``reduction="none"`` it is the gradient of the sum of the losses.
+
+    Raises
+    ------
+    TypeError
+        If `loss` is not of this package, or an argument cannot be differentiated in: a label, a
+        mask, a number.
+    ValueError
+        If `loss` has no such argument.
+
+    Notes
+    -----
+    At ``x == margin`` the slope of a hinge is 0. An element of weight zero has gradient zero.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import array_api_losses as xpl
+    >>> distance = np.asarray([1.5, 0.25, 3.0, 1.0])
+    >>> label = np.asarray([1, -1, -1, -1])
+    >>> value, gradient = xpl.value_and_grad(xpl.hinge_embedding_loss)(distance, label)
+    >>> gradient
+    array([ 0.25, -0.25,  0.  ,  0.  ])
+    """
+    bind = _binder("value_and_grad", loss)
+    names = _names("value_and_grad", loss, bind, argnums)
+
+    def function(*args: Any, **kwargs: Any) -> tuple[Array, Any]:
+        engine, call = agree(bind(*args, **kwargs))
+        value, gradients = engine.gradient(call, _wanted("value_and_grad", call, names), None)
+        return value, _shaped(call, names, gradients, argnums)
+
+    return function
+
+
+def vjp(
+    loss: Callable[..., Array], *args: Any, argnums: Argnums = 0, **kwargs: Any
+) -> tuple[Array, Callable[[Array], Any]]:
+    """Return a loss and its pullback, which takes a cotangent to the gradient.
+
+    Parameters
+    ----------
+    loss : function or instance of this package
+    *args, **kwargs
+        The arguments of `loss`.
+    argnums : int, str or tuple of these, default 0
+        As in `value_and_grad`.
+
+    Returns
+    -------
+    value : array
+        What `loss` gives.
+    pullback : function
+        Takes a cotangent, an array of the shape and dtype of `value`, and returns the gradient of
+        ``sum(cotangent * value)``: one array, or a tuple if `argnums` is one. It holds the
+        arguments, and computes anew.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `value_and_grad`; the pullback, if the cotangent does not fit the value.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import array_api_losses as xpl
+    >>> distance, label = np.asarray([1.5, 0.25]), np.asarray([1, -1])
+    >>> value, pullback = xpl.vjp(xpl.HingeEmbeddingLoss(reduction="none"), distance, label)
+    >>> pullback(np.asarray([10.0, 100.0]))
+    array([  10., -100.])
+    """
+    bind = _binder("vjp", loss)
+    names = _names("vjp", loss, bind, argnums)
+    engine, call = agree(bind(*args, **kwargs))
+    wanted = _wanted("vjp", call, names)
+    value = engine.value(call)
+
+    def pullback(cotangent: Array) -> Any:
+        check_cotangent(engine, value, cotangent)
+        return _shaped(call, names, engine.gradient(call, wanted, cotangent)[1], argnums)
+
+    return value, pullback
+
+
+def _binder(transform: str, loss: Any) -> Callable[..., Call]:
+    bind: Callable[..., Call] | None = getattr(loss, "bind", None)
+    if not callable(loss) or bind is None:
+        msg = (
+            f"{transform}: {getattr(loss, '__name__', repr(loss))} is not a loss of"
+            f" array_api_losses. For other functions use the transform of your framework,"
+            f" e.g. `jax.{transform}` or `torch.func.{_IN_TORCH[transform]}`."
+        )
+        raise TypeError(msg)
+    return bind
+
+
+_IN_TORCH = {"value_and_grad": "grad_and_value", "vjp": "vjp"}
+
+
+def _names(
+    transform: str, loss: Any, bind: Callable[..., Call], argnums: Argnums
+) -> tuple[str, ...]:
+    """Resolve positions and names to names of arguments."""
+    parameters = tuple(inspect.signature(loss).parameters)
+    chosen = []
+    for argnum in argnums if isinstance(argnums, tuple) else (argnums,):
+        if isinstance(argnum, int) and -len(parameters) <= argnum < len(parameters):
+            chosen.append(parameters[argnum])
+        elif argnum in parameters:
+            chosen.append(str(argnum))
+        else:
+            who = getattr(loss, "__name__", type(loss).__name__)
+            msg = (
+                f"{transform}: `argnums` is {argnum!r}, but the arguments of {who} are"
+                f" {', '.join(parameters)}."
+            )
+            raise ValueError(msg)
+    return tuple(chosen)
+
+
+def _wanted(transform: str, call: Call, names: tuple[str, ...]) -> tuple[bool, ...]:
+    """Return which of the arguments of a call to differentiate in."""
+    arguments = dict(zip((*call.loss.operands, "weight"), call.arguments, strict=True))
+    dtype = call.operands[0].dtype
+    for name in names:
+        found = arguments.get(name)
+        if name == call.loss.label or getattr(found, "dtype", None) != dtype:
+            what = (
+                "a label"
+                if name == call.loss.label
+                else "a bool mask"
+                if hasattr(found, "dtype")
+                else "an option"
+                if name not in arguments
+                else f"{found!r}, not an array"
+            )
+            msg = f"{transform}: {call.name} has no gradient in `{name}`, which is {what}."
+            raise TypeError(msg)
+    return tuple(name in names for name in arguments)
+
+
+def _shaped(
+    call: Call, names: tuple[str, ...], gradients: tuple[Array | None, ...], argnums: Argnums
+) -> Any:
+    """Give the gradients the shape of `argnums`: one array, or a tuple."""
+    by_name = dict(zip((*call.loss.operands, "weight"), gradients, strict=True))
+    chosen = tuple(by_name[name] for name in names)
+    return chosen if isinstance(argnums, tuple) else chosen[0]
