@@ -1,0 +1,104 @@
+"""`--backend`, the fixture that every test of the suite runs on, and the documented examples."""
+
+import importlib.util
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from sybil import Sybil
+from sybil.parsers.myst import PythonCodeBlockParser
+from sybil.parsers.rest import DocTestParser
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+import backends  # noqa: E402
+
+settings.register_profile(
+    "suite",
+    deadline=None,
+    max_examples=25,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile("long", settings.get_profile("suite"), max_examples=2000, derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--backend`."""
+    parser.addoption(
+        "--backend",
+        action="append",
+        default=[],
+        help=f"test this backend, which must be there (may be repeated): one of"
+        f" {', '.join(backends.NAMES + backends.MORE_NAMES)}; by default, all that are installed",
+    )
+
+
+def _chosen(config: pytest.Config) -> list[str]:
+    return config.getoption("--backend") or list(backends.NAMES)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say what will run, and what is not installed."""
+    lines = []
+    for name in _chosen(config):
+        backend = backends.get(name)
+        try:
+            version = getattr(backend.module, "__version__", None) or sys.modules[
+                backend.library
+            ].__version__
+        except Exception as error:  # noqa: BLE001
+            version = f"not here ({error})"
+        lines.append(f"{name} {version}")
+    return "backends: " + ", ".join(lines)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that takes `backend` on every one chosen."""
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", _chosen(metafunc.config), indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def backend(request: pytest.FixtureRequest) -> backends.Backend:
+    """One row of the registry. One that was asked for by name must be there."""
+    row = backends.get(request.param)
+    try:
+        _ = row.module
+    except Exception as error:
+        if request.config.getoption("--backend"):
+            pytest.fail(f"--backend {row.name}: {error}")
+        pytest.skip(f"by the matrix: {row.name} is not installed")
+    return row
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Turn a skip that the matrix does not know into a failure."""
+    report = yield
+    if report.skipped and "by the matrix: " not in str(report.longrepr):
+        report.outcome = "failed"
+        report.longrepr = f"skipped outside the matrix of tests/backends.py: {report.longrepr}"
+    return report
+
+
+def _needs(*modules: str) -> bool:
+    return all(importlib.util.find_spec(module) is not None for module in modules)
+
+
+# Pages that use several libraries run where all of them are installed.
+_everywhere = _needs("numpy")
+_all_libraries = _needs("numpy", "torch", "jax", "dask")
+pytest_collect_file = Sybil(
+    parsers=[DocTestParser()],
+    patterns=["src/**/*.py"] if _everywhere else [],
+) + Sybil(
+    parsers=[PythonCodeBlockParser()],
+    patterns=["README.md", "docs/*.md"] if _all_libraries else [],
+)
+pytest_collect_file = pytest_collect_file.pytest()

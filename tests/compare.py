@@ -1,0 +1,255 @@
+"""Generic cases, and the comparison with the oracle that every test and every planted mistake uses."""
+
+import itertools
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import array_api_compat as compat
+import reference
+from backends import Backend
+from hypothesis import strategies as st
+
+import array_api_losses as xpl
+
+SHAPES = [(7,), (3, 4), (), (2, 1, 5)]
+REDUCTIONS = ["none", "sum", "mean"]
+DIGITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
+SMALLEST = {"float16": -14, "bfloat16": -126, "float32": -126, "float64": -1022}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of the loss, in plain numbers. Arrays are flat; their shapes stand beside them."""
+
+    shape: tuple[int, ...]
+    input: list[float]
+    label: list[float]
+    margin: float | list[float] = 1.0
+    margin_shape: tuple[int, ...] = ()
+    weight: list[float] | None = None
+    weight_shape: tuple[int, ...] = ()
+    reduction: str = "mean"
+    dtype: str = "float32"
+    label_dtype: str = "float32"
+
+    def arrays(self, backend: Backend) -> dict[str, Any]:
+        """Return the arguments as arrays of a backend (the margin may stay a number)."""
+
+        def make(values: list[float], shape: tuple[int, ...], dtype: str) -> Any:
+            return backend.asarray(backend.np.reshape(values, shape), dtype)
+
+        arrays = {
+            "input": make(self.input, self.shape, self.dtype),
+            "label": make(self.label, self.shape, self.label_dtype),
+            "margin": self.margin
+            if isinstance(self.margin, float)
+            else make(self.margin, self.margin_shape, self.dtype),
+        }
+        if self.weight is not None:
+            arrays["weight"] = make(self.weight, self.weight_shape, self.dtype)
+        return arrays
+
+    @property
+    def differentiable(self) -> tuple[str, ...]:
+        """The names of the arguments that have a gradient."""
+        margin = () if isinstance(self.margin, float) else ("margin",)
+        return ("input", *margin, *(() if self.weight is None else ("weight",)))
+
+    def answer(self, cotangent: list[float] | None = None) -> reference.Answer:
+        """Return the exact result."""
+        n = math.prod(self.shape)
+        margin = (
+            [self.margin] * n
+            if isinstance(self.margin, float)
+            else [self.margin[i] for i in sources(self.shape, self.margin_shape)]
+        )
+        weight = (
+            [1.0] * n
+            if self.weight is None
+            else [self.weight[i] for i in sources(self.shape, self.weight_shape)]
+        )
+        rows = list(zip(self.input, self.label, margin, strict=True))
+        ones = [1.0] * (n if self.reduction == "none" else 1)
+        return reference.answer(
+            reference.hinge_embedding_loss, rows, weight, self.reduction, cotangent or ones
+        )
+
+
+def sources(shape: tuple[int, ...], small: tuple[int, ...]) -> Iterator[int]:
+    """For each element of `shape`: the flat index of what it sees in an array of shape `small`."""
+    padded = (1,) * (len(shape) - len(small)) + small
+    for index in itertools.product(*map(range, shape)):
+        flat = 0
+        for i, size in zip(index, padded, strict=True):
+            flat = flat * size + (i if size > 1 else 0)
+        yield flat
+
+
+def summed_to(
+    parts: list[tuple[Fraction, Fraction]], shape: tuple[int, ...], small: tuple[int, ...]
+) -> list[tuple[Fraction, Fraction]]:
+    """Sum what each element contributes to the element of a broadcast array that it saw."""
+    sums = [(Fraction(0), Fraction(0))] * math.prod(small)
+    for (part, size), i in zip(parts, sources(shape, small), strict=True):
+        sums[i] = sums[i][0] + part, sums[i][1] + size
+    return sums
+
+
+def partners(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """Shapes that broadcast to `shape`: its own, a scalar, its last axis, its first axis."""
+    column = (*shape[:1], *(1 for _ in shape[1:]))
+    return list(dict.fromkeys([shape, (), shape[-1:], column]))
+
+
+@st.composite
+def cases(draw: Any, dtypes: tuple[str, ...] = ("float32", "float64")) -> Case:
+    """Draw a generic case. With a dissimilar pair in it, one such pair lies exactly at the margin."""
+    shape = draw(st.sampled_from(SHAPES))
+    n = math.prod(shape)
+    dtype = draw(st.sampled_from(dtypes))
+    number = st.floats(-8, 8, width=16 if dtype == "float16" else 32).filter(
+        lambda v: v == 0 or abs(v) > 2.0**-10
+    )
+    if dtype == "bfloat16":
+        number = st.integers(-255, 255).map(lambda v: v / 32)
+
+    def numbers(size: int, elements: Any = number) -> list[float]:
+        return draw(st.lists(elements, min_size=size, max_size=size))
+
+    margin_shape = draw(st.sampled_from(partners(shape)))
+    weight_shape = draw(st.sampled_from(partners(shape)))
+    count = math.prod(weight_shape)
+    weights = numbers(count, st.sampled_from([0.0, 0.25, 0.5, 1.0, 2.0, 3.0]))
+    weights[draw(st.integers(0, count - 1))] = 1.5
+    case = Case(
+        shape,
+        input=numbers(n),
+        label=numbers(n, st.sampled_from([-1.0, 1.0])),
+        margin=draw(number) if draw(st.booleans()) else numbers(math.prod(margin_shape)),
+        margin_shape=margin_shape,
+        weight=weights if draw(st.booleans()) else None,
+        weight_shape=weight_shape,
+        reduction=draw(st.sampled_from(REDUCTIONS)),
+        dtype=dtype,
+        label_dtype=draw(st.sampled_from([dtype, "int8", "int64"])),
+    )
+    return with_tie(case)
+
+
+def with_tie(case: Case) -> Case:
+    """Put the first element at its margin, with label -1: there the slope must be 0."""
+    margin = case.margin if isinstance(case.margin, float) else case.margin[0]
+    return replace(case, input=[margin, *case.input[1:]], label=[-1.0, *case.label[1:]])
+
+
+def fixed_cases(dtype: str = "float32") -> list[Case]:
+    """Cases that are the same on every run, over all reductions and kinds of margin and weight."""
+    rng = random.Random(20)  # noqa: S311
+    found = []
+    for i, (shape, reduction) in enumerate(itertools.product([(7,), (3, 4)], REDUCTIONS)):
+        n = math.prod(shape)
+        for margin_shape, weight_shape in itertools.product(
+            [None, partners(shape)[i % 2], shape], [None, partners(shape)[-1 - i % 2]]
+        ):
+
+            def numbers(size: int) -> list[float]:
+                return [rng.randint(-255, 255) / 64 for _ in range(size)]
+
+            case = Case(
+                shape,
+                numbers(n),
+                [rng.choice([-1.0, 1.0]) for _ in range(n)],
+                margin=0.75 if margin_shape is None else numbers(math.prod(margin_shape)),
+                margin_shape=margin_shape or (),
+                weight=None
+                if weight_shape is None
+                else [rng.choice([0.5, 2.0, 3.0]) for _ in range(math.prod(weight_shape))],
+                weight_shape=weight_shape or (),
+                reduction=reduction,
+                dtype=dtype,
+                label_dtype=dtype,
+            )
+            found.append(with_tie(case))
+    return found
+
+
+def check_like(backend: Backend, array: Any, like: Any, shape: tuple[int, ...]) -> None:
+    """Assert library, device, dtype and shape."""
+    xp = backend.xp
+    assert compat.array_namespace(array) is xp, (type(array), xp)
+    assert compat.device(array) == compat.device(like)
+    assert array.dtype == like.dtype, (array.dtype, like.dtype)
+    assert tuple(array.shape) == shape, (array.shape, shape)
+
+
+def ulp(number: Fraction, dtype: str) -> Fraction:
+    """Return the distance between neighbouring numbers of a dtype, around a number."""
+    exponent = max(math.frexp(float(number))[1] - 1, SMALLEST[dtype])
+    return Fraction(2) ** (exponent - DIGITS[dtype] + 1)
+
+
+def check_close(
+    actual: list[float], expected: list[tuple[Fraction, Fraction]], dtype: str, roundings: int
+) -> None:
+    """Assert |error| <= 1 ulp + `roundings` * u * (sum of absolute terms); each is derived.
+
+    An element of the loss is rounded once (`roundings=0` leaves the ulp); a product of k factors k
+    times; a sum of any length stays within 256 roundings of the dtype it is added in.
+    """
+    assert len(actual) == len(expected)
+    unit = Fraction(1, 2 ** DIGITS[dtype])
+    for number, (exact, size) in zip(actual, expected, strict=True):
+        assert math.isfinite(number), (number, float(exact))
+        error = abs(Fraction(number) - exact)
+        assert error <= ulp(exact, dtype) + roundings * unit * size, (number, float(exact))
+
+
+def _sum_roundings(case: Case) -> int:
+    return 4 if case.dtype in {"float16", "bfloat16"} else 256
+
+
+def check_value(
+    backend: Backend, case: Case, loss: Callable[..., Any] = xpl.hinge_embedding_loss
+) -> None:
+    """Compare a call with the oracle."""
+    arrays = case.arrays(backend)
+    result = loss(**arrays, reduction=case.reduction)
+    whole = case.reduction == "none"
+    check_like(backend, result, arrays["input"], case.shape if whole else ())
+    roundings = (0 if case.weight is None else 2) if whole else _sum_roundings(case)
+    check_close(backend.tolist(result), case.answer().value, case.dtype, roundings)
+
+
+Route = Callable[[Backend, Case, dict[str, Any], str, Any], Any]
+
+
+def check_gradient(
+    backend: Backend, case: Case, route: Route, argument: str, cotangent: list[float] | None
+) -> None:
+    """Compare the gradient in one argument, by one route, with the oracle."""
+    arrays = case.arrays(backend)
+    shape = case.shape if case.reduction == "none" else ()
+    given = (
+        None
+        if cotangent is None
+        else backend.asarray(backend.np.reshape(cotangent, shape), case.dtype)
+    )
+    gradient = route(backend, case, arrays, argument, given)
+    small = tuple(arrays[argument].shape)
+    check_like(backend, gradient, arrays[argument], small)
+    exact = summed_to(case.answer(cotangent).gradients[argument], case.shape, small)
+    summed = argument == "weight" or small != case.shape or case.reduction == "mean"
+    check_close(
+        backend.tolist(gradient), exact, case.dtype, _sum_roundings(case) if summed else 4
+    )
+
+
+def cotangents(case: Case, seed: int = 3) -> list[float]:
+    """Random cotangents: a unit one would hide bugs."""
+    rng = random.Random(seed)  # noqa: S311
+    n = math.prod(case.shape) if case.reduction == "none" else 1
+    return [rng.choice([-1, 1]) * rng.randint(8, 63) / 16 for _ in range(n)]

@@ -1,0 +1,195 @@
+"""Every way to a gradient: the transforms of the package, and what each library has of its own.
+
+A route takes (backend, case, arrays, name of the argument, cotangent or None) and returns the
+gradient. All of them must agree with the oracle, at the kink too.
+"""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from backends import Backend
+from compare import Case, Route
+
+import array_api_losses as xpl
+
+loss = xpl.hinge_embedding_loss
+ORDER = ("input", "label", "margin", "weight")
+
+
+def _value_and_grad(
+    backend: Backend, case: Case, arrays: dict[str, Any], argument: str, cotangent: Any
+) -> Any:
+    """The cotangent of a whole goes in by hand; `vjp` takes any."""
+    if cotangent is not None:
+        return _vjp(backend, case, arrays, argument, cotangent)
+    return xpl.value_and_grad(loss, argument)(**arrays, reduction=case.reduction)[1]
+
+
+def _vjp(
+    backend: Backend, case: Case, arrays: dict[str, Any], argument: str, cotangent: Any
+) -> Any:
+    value, pullback = xpl.vjp(loss, **arrays, reduction=case.reduction, argnums=argument)
+    return pullback(backend.xp.ones_like(value) if cotangent is None else cotangent)
+
+
+def _function(
+    arrays: dict[str, Any], case: Case, argument: str, cotangent: Any, call: Callable[..., Any]
+) -> Callable[[Any], Any]:
+    """Return the scalar <cotangent, loss> as a function of one argument."""
+
+    def scalar(argument_value: Any) -> Any:
+        value = call(**{**arrays, argument: argument_value}, reduction=case.reduction)
+        return (value if cotangent is None else value * cotangent).sum()
+
+    return scalar
+
+
+def _torch(
+    differentiate: Callable[[Callable[[Any], Any], Any], Any], *, compiled: bool = False
+) -> Route:
+    def route(
+        backend: Backend, case: Case, arrays: dict[str, Any], argument: str, cotangent: Any
+    ) -> Any:
+        torch = backend.module
+        call = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
+        scalar = _function(arrays, case, argument, cotangent, call)
+        return differentiate(scalar, arrays[argument]).detach()
+
+    return route
+
+
+def _backward(scalar: Callable[[Any], Any], x: Any) -> Any:
+    x = x.detach().clone().requires_grad_()
+    scalar(x).backward()
+    return x.grad
+
+
+def _autograd_grad(scalar: Callable[[Any], Any], x: Any) -> Any:
+    import torch
+
+    x = x.detach().clone().requires_grad_()
+    return torch.autograd.grad(scalar(x), x, create_graph=True)[0]
+
+
+def _func_grad(scalar: Callable[[Any], Any], x: Any) -> Any:
+    import torch
+
+    return torch.func.grad(scalar)(x)
+
+
+def _func_jacrev(scalar: Callable[[Any], Any], x: Any) -> Any:
+    import torch
+
+    return torch.func.jacrev(scalar)(x)
+
+
+def _func_jvp(scalar: Callable[[Any], Any], x: Any) -> Any:
+    """Forward mode, one direction after another."""
+    import torch
+
+    flat = torch.eye(x.numel(), dtype=x.dtype, device=x.device)
+    slopes = [torch.func.jvp(scalar, (x,), (row.reshape(x.shape),))[1] for row in flat]
+    return torch.stack(slopes).reshape(x.shape)
+
+
+def _func_jacfwd(scalar: Callable[[Any], Any], x: Any) -> Any:
+    import torch
+
+    return torch.func.jacfwd(scalar)(x)
+
+
+def _func_vmap(scalar: Callable[[Any], Any], x: Any) -> Any:
+    """Per-sample gradients: two copies, of which the second is returned."""
+    import torch
+
+    return torch.vmap(torch.func.grad(scalar))(torch.stack([x + 1, x]))[1]
+
+
+def _dual(scalar: Callable[[Any], Any], x: Any) -> Any:
+    import torch
+    from torch.autograd import forward_ad
+
+    slopes = []
+    for row in torch.eye(x.numel(), dtype=x.dtype, device=x.device):
+        with forward_ad.dual_level():
+            result = scalar(forward_ad.make_dual(x, row.reshape(x.shape)))
+            slopes.append(forward_ad.unpack_dual(result).tangent)
+    return torch.stack(slopes).reshape(x.shape)
+
+
+def _jax(differentiate: Callable[[Callable[[Any], Any], Any], Any]) -> Route:
+    def route(
+        backend: Backend, case: Case, arrays: dict[str, Any], argument: str, cotangent: Any
+    ) -> Any:
+        return differentiate(_function(arrays, case, argument, cotangent, loss), arrays[argument])
+
+    return route
+
+
+def _jax_grad(scalar: Callable[[Any], Any], x: Any) -> Any:
+    import jax
+
+    return jax.grad(scalar)(x)
+
+
+def _jax_jit_grad(scalar: Callable[[Any], Any], x: Any) -> Any:
+    import jax
+
+    return jax.jit(jax.grad(scalar))(x)
+
+
+def _jax_grad_jit(scalar: Callable[[Any], Any], x: Any) -> Any:
+    import jax
+
+    return jax.value_and_grad(jax.jit(scalar))(x)[1]
+
+
+def _jax_forward(scalar: Callable[[Any], Any], x: Any) -> Any:
+    import jax
+
+    return jax.jacfwd(scalar)(x)
+
+
+def _jax_vmap(scalar: Callable[[Any], Any], x: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    return jax.vmap(jax.grad(scalar))(jnp.stack([x + 1, x]))[1]
+
+
+ROUTES: dict[str, dict[str, Route]] = {
+    "all": {"value_and_grad": _value_and_grad, "vjp": _vjp},
+    "torch": {
+        "backward": _torch(_backward),
+        "autograd.grad": _torch(_autograd_grad),
+        "func.grad": _torch(_func_grad),
+        "func.jacrev": _torch(_func_jacrev),
+        "func.jvp": _torch(_func_jvp),
+        "func.jacfwd": _torch(_func_jacfwd),
+        "vmap(func.grad)": _torch(_func_vmap),
+        "forward_ad": _torch(_dual),
+        "compile": _torch(_backward, compiled=True),
+    },
+    "jax": {
+        "grad": _jax(_jax_grad),
+        "jit(grad)": _jax(_jax_jit_grad),
+        "value_and_grad(jit)": _jax(_jax_grad_jit),
+        "jacfwd": _jax(_jax_forward),
+        "vmap(grad)": _jax(_jax_vmap),
+    },
+}
+LIBRARY_ROUTES = [
+    pytest.param(library, name, id=f"{library}-{name}")
+    for library, name in itertools.chain.from_iterable(
+        [(library, name) for name in routes] for library, routes in ROUTES.items()
+    )
+]
+
+
+def get(backend: Backend, library: str, name: str) -> Route:
+    """Return a route, or skip one that belongs to another library."""
+    if library not in {"all", backend.library}:
+        pytest.skip(f"by the matrix: {name} is a route of {library}")
+    return ROUTES[library][name]
