@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "tests"))
 
 import backends  # noqa: E402
+import routes  # noqa: E402
 
 settings.register_profile(
     "suite",
@@ -59,9 +60,33 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run each test that takes `backend` on every one chosen."""
-    if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", _chosen(metafunc.config), indirect=True, scope="session")
+    """Run each test on every backend chosen, by every route to a gradient if it takes one.
+
+    `@pytest.mark.library("torch")` keeps a test to one library.
+    """
+    if "backend" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("library")
+    names = [n for n in _chosen(metafunc.config) if not marker or backends.Backend(n).library in marker.args]
+    if "route" in metafunc.fixturenames:
+        reverse = metafunc.definition.get_closest_marker("reverse_mode") is not None
+        pairs = [(n, r) for n in names for r in routes.names(backends.Backend(n).library, reverse=reverse)]
+        metafunc.parametrize(("backend", "route"), pairs, indirect=True, scope="session")
+    else:
+        metafunc.parametrize("backend", names, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what belongs to libraries that were not chosen."""
+    empty = [item for item in items if "NOTSET" in item.name]
+    config.hook.pytest_deselected(items=empty)
+    items[:] = [item for item in items if item not in empty]
+
+
+@pytest.fixture(scope="session")
+def route(request: pytest.FixtureRequest) -> Any:
+    """One way to a gradient that the backend has."""
+    return routes.ROUTES[request.param]
 
 
 @pytest.fixture(scope="session")

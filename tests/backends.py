@@ -105,7 +105,7 @@ class Backend:
             return module.asarray(np.asarray(values), dtype=module.bfloat16)
         values = np.asarray(values, dtype=dtype)
         if self.library == "dask":
-            return module.from_array(values, chunks=3)
+            return module.from_array(values, chunks=tuple(max(3, n // 4) for n in values.shape))
         if self.library == "strict":
             return module.asarray(values.copy())
         return module.asarray(values)

@@ -4,11 +4,9 @@ A route takes (backend, case, arrays, name of the argument, cotangent or None) a
 gradient. All of them must agree with the oracle, at the kink too.
 """
 
-import itertools
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from backends import Backend
 from compare import Case, Route
 
@@ -53,6 +51,8 @@ def _torch(
         backend: Backend, case: Case, arrays: dict[str, Any], argument: str, cotangent: Any
     ) -> Any:
         torch = backend.module
+        if compiled:
+            torch.compiler.reset()
         call = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
         scalar = _function(arrays, case, argument, cotangent, call)
         return differentiate(scalar, arrays[argument]).detach()
@@ -159,37 +159,34 @@ def _jax_vmap(scalar: Callable[[Any], Any], x: Any) -> Any:
     return jax.vmap(jax.grad(scalar))(jnp.stack([x + 1, x]))[1]
 
 
-ROUTES: dict[str, dict[str, Route]] = {
-    "all": {"value_and_grad": _value_and_grad, "vjp": _vjp},
-    "torch": {
-        "backward": _torch(_backward),
-        "autograd.grad": _torch(_autograd_grad),
-        "func.grad": _torch(_func_grad),
-        "func.jacrev": _torch(_func_jacrev),
-        "func.jvp": _torch(_func_jvp),
-        "func.jacfwd": _torch(_func_jacfwd),
-        "vmap(func.grad)": _torch(_func_vmap),
-        "forward_ad": _torch(_dual),
-        "compile": _torch(_backward, compiled=True),
-    },
-    "jax": {
-        "grad": _jax(_jax_grad),
-        "jit(grad)": _jax(_jax_jit_grad),
-        "value_and_grad(jit)": _jax(_jax_grad_jit),
-        "jacfwd": _jax(_jax_forward),
-        "vmap(grad)": _jax(_jax_vmap),
-    },
+ROUTES: dict[str, Route] = {
+    "value_and_grad": _value_and_grad,
+    "vjp": _vjp,
+    "torch-backward": _torch(_backward),
+    "torch-autograd.grad": _torch(_autograd_grad),
+    "torch-func.grad": _torch(_func_grad),
+    "torch-func.jacrev": _torch(_func_jacrev),
+    "torch-vmap(func.grad)": _torch(_func_vmap),
+    "torch-compile": _torch(_backward, compiled=True),
+    "jax-grad": _jax(_jax_grad),
+    "jax-jit(grad)": _jax(_jax_jit_grad),
+    "jax-value_and_grad(jit)": _jax(_jax_grad_jit),
+    "jax-vmap(grad)": _jax(_jax_vmap),
 }
-LIBRARY_ROUTES = [
-    pytest.param(library, name, id=f"{library}-{name}")
-    for library, name in itertools.chain.from_iterable(
-        [(library, name) for name in routes] for library, routes in ROUTES.items()
-    )
-]
+FORWARD_ROUTES: dict[str, Route] = {
+    "torch-func.jvp": _torch(_func_jvp),
+    "torch-func.jacfwd": _torch(_func_jacfwd),
+    "torch-forward_ad": _torch(_dual),
+    "jax-jacfwd": _jax(_jax_forward),
+}
+"""One direction after another, so that a NaN in one place reaches the others by 0 * NaN."""
+
+REVERSE_ROUTES = tuple(ROUTES)
+ROUTES |= FORWARD_ROUTES
+TRANSFORMS = ("value_and_grad", "vjp")
 
 
-def get(backend: Backend, library: str, name: str) -> Route:
-    """Return a route, or skip one that belongs to another library."""
-    if library not in {"all", backend.library}:
-        pytest.skip(f"by the matrix: {name} is a route of {library}")
-    return ROUTES[library][name]
+def names(library: str, *, reverse: bool) -> list[str]:
+    """Return the routes that a library has: the transforms of the package, and its own."""
+    chosen = REVERSE_ROUTES if reverse else ROUTES
+    return [name for name in chosen if name in TRANSFORMS or name.startswith(library + "-")]

@@ -58,8 +58,9 @@ def agree(call: "Call") -> tuple["Plain", "Call"]:
     )
     weight = call.weight
     if weight is not None:
-        engine_of(weight) or _fail_not_array(name, "weight", weight)
-        _check_partner(name, engine, who, first, "weight", weight, mask=True)
+        _check_same_home(name, engine, who, first, "weight", weight)
+        mask = engine.kind(weight.dtype) == "bool"
+        _check_partner(name, who, first, "weight", weight, mask=mask)
     operands = (*call.operands[: at + 1], *parameters)
     return engine, call._replace(operands=operands, name=name)
 
@@ -76,7 +77,7 @@ def check_number(name: str, argument: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, Real):
         msg = f"{name}: `{argument}` is a {type(value).__name__}; a finite real number is needed."
         raise TypeError(msg)
-    if not math.isfinite(value):
+    if value - value != 0:  # not `isfinite`, which TorchDynamo cannot ask of a traced number
         msg = f"{name}: `{argument}` is {float(value)}; a finite number is needed."
         raise ValueError(msg)
 
@@ -137,11 +138,10 @@ def _checked_parameter(
 ) -> Any:
     if isinstance(parameter, Real) or engine_of(parameter) is None:
         check_number(name, argument, parameter)
-        # A NumPy scalar is a number and an array at once; one of the right dtype stays what it is.
-        exact = getattr(parameter, "dtype", None) == first.dtype
-        return parameter if exact else engine.number(name, argument, parameter, first)
+        return engine.number(name, argument, parameter, first)
+    _check_same_home(name, engine, who, first, argument, parameter)
     parameter = engine.strengthened(parameter, first.dtype)
-    _check_partner(name, engine, who, first, argument, parameter, mask=False)
+    _check_partner(name, who, first, argument, parameter)
     return parameter
 
 
@@ -168,20 +168,20 @@ def _check_same_home(
 
 
 def _check_partner(
-    name: str, engine: "Plain", who: str, first: Any, argument: str, array: Any, *, mask: bool
+    name: str, who: str, first: Any, argument: str, array: Any, *, mask: bool | None = None
 ) -> None:
-    """Check an array that may broadcast to the inputs: a parameter or a weight."""
-    _check_same_home(name, engine, who, first, argument, array)
-    if array.dtype != first.dtype and not (mask and engine.kind(array.dtype) == "bool"):
-        _fail_dtype(name, who, first.dtype, argument, array.dtype, mask=mask)
+    """Check an array that may broadcast to the inputs: a parameter, or a weight, maybe a mask."""
+    if array.dtype != first.dtype and not mask:
+        bools = "" if mask is None else " (or be bool)"
+        _fail_dtype(name, who, first.dtype, argument, array.dtype, bools)
     shape, target = array.shape, first.shape
     if shape == target or _unknown(shape, target):
         return
     tail = target[len(target) - len(shape) :]
     if len(shape) > len(target) or any(a not in {1, b} for a, b in zip(shape, tail, strict=True)):
         msg = (
-            f"{name}: `{argument}` has shape {shape}, which does not broadcast to the shape"
-            f" {target} of `{who}`."
+            f"{name}: `{argument}` has shape {tuple(shape)}, which does not broadcast to the shape"
+            f" {tuple(target)} of `{who}`."
         )
         raise ValueError(msg)
 
@@ -203,6 +203,7 @@ def _fail_not_array(name: str, argument: str, value: object) -> NoReturn:
 def _fail_shape(
     name: str, who: str, shape: tuple[int, ...], argument: str, other: tuple[int, ...]
 ) -> NoReturn:
+    shape, other = tuple(shape), tuple(other)  # torch prints its own
     msg = f"{name}: `{who}` has shape {shape} but `{argument}` has shape {other}."
     size, partner = math.prod(shape), math.prod(other)
     joint = _broadcast(shape, other)
@@ -251,10 +252,9 @@ def _fail_input_dtype(name: str, argument: str, kind: str, dtype: Any) -> NoRetu
     raise TypeError(msg)
 
 
-def _fail_dtype(  # noqa: PLR0913
-    name: str, who: str, dtype: Any, argument: str, other: Any, *, mask: bool = False
+def _fail_dtype(
+    name: str, who: str, dtype: Any, argument: str, other: Any, bools: str = ""
 ) -> NoReturn:
-    bools = " (or be bool)" if mask else ""
     msg = (
         f"{name}: `{argument}` has dtype {dtype_name(other)} but `{who}` has dtype"
         f" {dtype_name(dtype)}; it must have the same{bools}. Convert it, e.g."

@@ -144,30 +144,74 @@ def weighed(xp: Any, weight: Array | None, values: Array) -> Array:
     return values if weight is None else weight * _forgiven(xp, weight, values, values)
 
 
-def total_weight(xp: Any, call: Call, dtype: Any) -> Any:
-    """W: the number of elements, or the sum of the weights as broadcast; NaN where that is 0."""
+def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
+    """W: the number of elements, or the sum of the weights as broadcast."""
     size = math.prod(call.operands[0].shape)
     if call.weight is None:
-        return size or math.nan
-    total = xp.sum(call.weight, dtype=dtype) * (size // max(1, math.prod(call.weight.shape)))
-    return xp.where(total == 0, math.nan, total)
+        return size
+    return xp.sum(call.weight, dtype=dtype) * (size // max(1, math.prod(call.weight.shape)))
+
+
+def _divided(xp: Any, total: Any, weights: Any) -> Any:
+    """total / W; NaN, and no warning, where W is 0."""
+    if isinstance(weights, int):
+        return total / (weights or math.nan)
+    return total / xp.where(weights == 0, math.nan, weights)
+
+
+def folded(xp: Any, call: Call, terms: Array) -> tuple[Array, Any]:
+    """Return the sum of the weighted losses and W, in at least float32."""
+    dtype = accumulator(xp, terms.dtype)
+    weights = weight_sum(xp, call, dtype) if call.reduction == "mean" else None
+    return xp.sum(terms, dtype=dtype), weights
+
+
+def finished(xp: Any, reduction: str, total: Array, weights: Any, dtype: Any) -> Array:
+    """Return the result for a sum of weighted losses and W."""
+    total = _divided(xp, total, weights) if reduction == "mean" else total
+    return xp.astype(total, dtype, copy=False)
 
 
 def reduced(xp: Any, call: Call, terms: Array) -> Array:
-    """Reduce the weighted losses of a prepared call, in at least float32."""
+    """Reduce the weighted losses of a prepared call."""
     if call.reduction == "none":
         return terms
-    dtype = terms.dtype
-    total = xp.sum(terms, dtype=accumulator(xp, dtype))
-    if call.reduction == "mean":
-        total = total / total_weight(xp, call, total.dtype)
-    return xp.astype(total, dtype, copy=False)
+    return finished(xp, call.reduction, *folded(xp, call, terms), terms.dtype)
+
+
+def terms_of(xp: Any, call: Call) -> Array:
+    """Return the weighted losses of a prepared call."""
+    return weighed(xp, call.weight, call.loss.value(xp, *call.operands))
 
 
 def value(xp: Any, call: Call) -> Array:
     """Return the result of the call."""
     call = prepared(xp, call)
-    return reduced(xp, call, weighed(xp, call.weight, call.loss.value(xp, *call.operands)))
+    return reduced(xp, call, terms_of(xp, call))
+
+
+def seed_of(xp: Any, call: Call, cotangent: Array | None, weights: Any) -> Any:
+    """Return what each weighted loss contributes to <cotangent, result>."""
+    if call.reduction != "mean":
+        return 1 if cotangent is None else cotangent
+    dtype = call.operands[0].dtype
+    wide = accumulator(xp, dtype)
+    seed = 1 if cotangent is None else xp.astype(cotangent, wide, copy=False)
+    seed = _divided(xp, seed, weights)
+    return xp.astype(seed, dtype, copy=False) if hasattr(seed, "dtype") else seed
+
+
+def gradients(
+    xp: Any,
+    call: Call,
+    wanted: tuple[bool, ...],
+    seed: Any,
+    slope_in_weight: Array | None,
+) -> list[Array | None]:
+    """Return seed * (partial derivative) for each wanted argument of a prepared call, by element."""
+    slopes = call.loss.slopes(xp, wanted, *call.operands)
+    found = [None if s is None else weighed(xp, call.weight, seed * s) for s in slopes]
+    return [*found, None if slope_in_weight is None else seed * slope_in_weight]
 
 
 def pullback(
@@ -182,20 +226,13 @@ def pullback(
     `value` evaluates a call; where autodiff may go through this pullback a second time, it is the
     function that knows its own derivative.
     """
-    original, call = call, prepared(xp, call)
-    seed = 1 if cotangent is None else cotangent
-    if call.reduction == "mean":
-        dtype = call.operands[0].dtype
-        wide = accumulator(xp, dtype)
-        seed = seed if cotangent is None else xp.astype(cotangent, wide, copy=False)
-        seed = seed / total_weight(xp, call, wide)
-        seed = xp.astype(seed, dtype, copy=False) if hasattr(seed, "dtype") else seed
-    slopes = call.loss.slopes(xp, wanted, *call.operands)
-    gradients = [None if s is None else weighed(xp, call.weight, seed * s) for s in slopes]
-    gradients.append(seed * _slope_in_weight(xp, original, value) if wanted[-1] else None)
+    in_weight = _slope_in_weight(xp, call, value) if wanted[-1] else None
+    call = prepared(xp, call)
+    weights = weight_sum(xp, call, accumulator(xp, call.operands[0].dtype))
+    found = gradients(xp, call, wanted, seed_of(xp, call, cotangent, weights), in_weight)
     return tuple(
-        None if g is None else _summed_to(xp, g, argument.shape)
-        for g, argument in zip(gradients, call.arguments, strict=True)
+        None if g is None else summed_to(xp, g, argument.shape)
+        for g, argument in zip(found, call.arguments, strict=True)
     )
 
 
@@ -225,13 +262,17 @@ def pushforward(
 
 
 def _slope_in_weight(xp: Any, call: Call, value: Callable[[Call], Array]) -> Array:
-    """l for "none" and "sum", l - mean for "mean" (still to be divided by W); 0 if left out."""
     losses = value(call._replace(weight=None, reduction="none"))
-    slope = losses - value(call) if call.reduction == "mean" else losses
-    return _forgiven(xp, call.weight, losses, slope)
+    mean = value(call) if call.reduction == "mean" else None
+    return slope_in_weight(xp, call.weight, losses, mean)
 
 
-def _summed_to(xp: Any, gradient: Array, shape: tuple[int, ...]) -> Array:
+def slope_in_weight(xp: Any, weight: Array, losses: Array, mean: Array | None) -> Array:
+    """l for "none" and "sum", l - mean for "mean" (still to be divided by W); 0 if left out."""
+    return _forgiven(xp, weight, losses, losses if mean is None else losses - mean)
+
+
+def summed_to(xp: Any, gradient: Array, shape: tuple[int, ...]) -> Array:
     """Sum over the axes along which an argument of `shape` was broadcast."""
     if gradient.shape == shape:
         return gradient

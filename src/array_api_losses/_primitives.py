@@ -33,3 +33,9 @@ def select(xp: Any, y: Any, a: Any, b: Any) -> Any:
     """`a` where y is 1, `b` where y is -1, NaN where y is NaN. Any other y is not allowed."""
     ceiling = y * INFINITY
     return xp.maximum(xp.minimum(a, ceiling), xp.minimum(b, -ceiling))
+
+
+@_replaceable
+def sign(xp: Any, d: Any) -> Any:
+    """-1, 0 or 1; NaN is kept."""
+    return xp.sign(d)

@@ -115,7 +115,7 @@ def vjp(
 
 def _binder(transform: str, loss: Any) -> Callable[..., Call]:
     bind: Callable[..., Call] | None = getattr(loss, "bind", None)
-    if not callable(loss) or bind is None:
+    if bind is None or isinstance(loss, type):
         msg = (
             f"{transform}: {getattr(loss, '__name__', repr(loss))} is not a loss of"
             f" array_api_losses. For other functions use the transform of your framework,"

@@ -4,6 +4,7 @@
 without a module here runs on the plain path.
 """
 
+import sys
 from typing import TYPE_CHECKING, Any, Optional
 
 import array_api_compat as compat
@@ -21,6 +22,12 @@ def engine_of(array: Any) -> Optional["Plain"]:
 
 
 def _found(array: Any) -> Optional["Plain"]:
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(array, torch.Tensor):
+        # TorchDynamo, which may come here first, cannot read what array-api-compat does below.
+        from array_api_losses._engines.torch import ENGINE
+
+        return ENGINE
     if not compat.is_array_api_obj(array):
         return None
     engine = _engine_for(array)
@@ -32,8 +39,6 @@ def _engine_for(array: Any) -> "Plain":
     # An engine imports its library, so it is imported when the first array of that library comes.
     if compat.is_numpy_array(array):
         from array_api_losses._engines.numpy import ENGINE
-    elif compat.is_torch_array(array):
-        from array_api_losses._engines.torch import ENGINE
     elif compat.is_jax_array(array):
         from array_api_losses._engines.jax import ENGINE
     elif compat.is_dask_array(array):

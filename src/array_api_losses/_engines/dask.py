@@ -1,7 +1,137 @@
-"""Dask."""
+"""Dask: each chunk through the engine of its own library, sums by a tree; nothing is computed here.
+
+Chunks may be of any library and of unknown size, so labels are never read: a wrong one gives NaN.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import array_api_compat.dask.array as xp
+import dask.array as da
 
+from array_api_losses import _loss
+from array_api_losses._engines import engine_of
 from array_api_losses._engines.plain import Plain
+from array_api_losses._loss import Array, Call
 
-ENGINE = Plain(xp)
+
+class Dask(Plain):
+    """Maps over chunks; the graph grows linearly with their number."""
+
+    def value(self, call: Call) -> Array:
+        if call.reduction == "none":
+            return _map(_losses, call, call.arguments)
+        return _finished(call, _sums(call))
+
+    def gradient(
+        self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
+    ) -> tuple[Array | None, tuple[Array | None, ...]]:
+        value = mean = weights = None
+        if call.reduction == "mean":
+            sums = _sums(call)
+            value = mean = _finished(call, sums)
+            weights = sums[1]
+        elif cotangent is None:
+            value = self.value(call)
+        seed = _loss.seed_of(xp, call, cotangent, weights)
+        found = []
+        for i, argument in enumerate(call.arguments):
+            only = tuple(j == i for j in range(len(wanted)))
+            found.append(
+                _loss.summed_to(
+                    xp,
+                    _map(_gradient, call, (*call.arguments, seed, mean), wanted=only),
+                    argument.shape,
+                )
+                if wanted[i]
+                else None
+            )
+        return value if cotangent is None else None, tuple(found)
+
+
+def _map(
+    function: Any, call: Call, arguments: tuple[Any, ...], *, folded: bool = False, **options: Any
+) -> Array:
+    """Apply a function to the chunks of all arguments, aligned as they broadcast."""
+    first = call.operands[0]
+    index = tuple(range(first.ndim))
+    pairs: list[Any] = []
+    for argument in arguments:
+        lazy = hasattr(argument, "dask")
+        pairs += [argument, index[first.ndim - argument.ndim :] if lazy else None]
+    dtype = _loss.accumulator(da, first.dtype) if folded else first.dtype
+    out = (*index, first.ndim) if folded else index
+    return da.blockwise(
+        function,
+        out,
+        *pairs,
+        call=call._replace(operands=(), weight=None),
+        new_axes={first.ndim: 2} if folded else None,
+        adjust_chunks=dict.fromkeys(index, 1) if folded else None,
+        dtype=dtype,
+        meta=da.empty((0,) * len(out), dtype=dtype)._meta,
+        **options,
+    )
+
+
+def _sums(call: Call) -> Array:
+    """Return the sum of the weighted losses and W, added up from those of the chunks."""
+    sums = _map(_chunk_sums, call, call.arguments, folded=True)
+    return sums.sum(axis=tuple(range(call.operands[0].ndim)))
+
+
+def _finished(call: Call, sums: Array) -> Array:
+    dtype = call.operands[0].dtype
+    call = call._replace(operands=(), weight=None)
+    meta = sums._meta[:0].sum().astype(dtype)
+    return sums.map_blocks(_finish, call, dtype, drop_axis=0, dtype=dtype, meta=meta)
+
+
+def _finish(sums: Array, call: Call, dtype: Any) -> Array:
+    engine = engine_of(sums)
+    assert engine is not None
+    with engine.quiet():
+        return _loss.finished(engine.xp, call.reduction, sums[0], sums[1], dtype)
+
+
+def _losses(*arguments: Any, call: Call) -> Array:
+    engine, call = _chunk(call, arguments)
+    with engine.quiet():
+        return _loss.terms_of(engine.xp, _loss.prepared(engine.xp, call))
+
+
+def _chunk_sums(*arguments: Any, call: Call) -> Array:
+    """Return the sum of a chunk and its W along a new last axis; the other axes shrink to one."""
+    engine, call = _chunk(call, arguments)
+    xp = engine.xp
+    with engine.quiet():
+        call = _loss.prepared(xp, call)
+        total, weights = _loss.folded(xp, call, _loss.terms_of(xp, call))
+        weights = 0 if weights is None else weights
+        sums = xp.stack([total, xp.ones_like(total) * weights])
+    return xp.reshape(sums, (1,) * call.operands[0].ndim + (2,))
+
+
+def _gradient(*arguments: Any, call: Call, wanted: tuple[bool, ...]) -> Array:
+    """Return the one gradient that is wanted, for each element of a chunk."""
+    *own, seed, mean = arguments
+    engine, call = _chunk(call, own)
+    xp = engine.xp
+    with engine.quiet():
+        call = _loss.prepared(xp, call)
+        in_weight = None
+        if wanted[-1]:
+            losses = call.loss.value(xp, *call.operands)
+            in_weight = _loss.slope_in_weight(xp, call.weight, losses, mean)
+        found = _loss.gradients(xp, call, wanted, seed, in_weight)
+    return next(gradient for gradient in found if gradient is not None)
+
+
+def _chunk(call: Call, arguments: Sequence[Any]) -> tuple[Plain, Call]:
+    """Return the engine of a chunk, and the call on this chunk."""
+    engine = engine_of(arguments[0])
+    assert engine is not None
+    return engine, call.with_arguments(tuple(arguments))
+
+
+ENGINE = Dask(xp)

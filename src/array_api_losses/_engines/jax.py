@@ -69,8 +69,8 @@ def _gradient(
 class JAX(Plain):
     """Everything runs compiled; labels are read before, where they have values."""
 
-    def value(self, call: Call) -> Array:
-        return _attached(self.checked(call))
+    def run(self, call: Call) -> Array:
+        return _attached(call)
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None

@@ -11,18 +11,20 @@ from array_api_losses._loss import Array, Call
 class NumPy(Plain):
     """Silent where NumPy would warn of an overflow or an infinity that the result shows anyway."""
 
-    def value(self, call: Call) -> Array:
-        with xp.errstate(all="ignore"):
-            return super().value(call)[()]
+    def run(self, call: Call) -> Array:
+        return super().run(call)[()]  # as NumPy's own `sum`: a scalar, not a 0-d array
 
-    def gradient(
-        self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
-    ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        with xp.errstate(all="ignore"):
-            return super().gradient(call, wanted, cotangent)
+    def quiet(self) -> Any:
+        return xp.errstate(all="ignore")
 
     def readable(self, call: Call) -> bool:
         return True
+
+    def number(self, name: str, argument: str, value: Any, like: Array) -> Any:
+        # A NumPy scalar is a number and an array at once; one of the right dtype stays what it is.
+        if getattr(value, "dtype", None) == like.dtype:
+            return value
+        return super().number(name, argument, value, like)
 
     def device(self, array: Array) -> Any:
         return "cpu"

@@ -3,7 +3,7 @@
 It is also the base of the other engines, and so the list of what an engine may do its own way.
 """
 
-from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import array_api_compat as compat
@@ -26,8 +26,9 @@ class Plain:
         self._kinds: dict[Any, str] = {}
 
     def value(self, call: Call) -> Array:
-        """Return the result; the library's own autodiff, if any, knows its derivative."""
-        return _loss.value(self.xp, self.checked(call))
+        """Return the result."""
+        with self.quiet():
+            return self.run(self.checked(call))
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -36,9 +37,14 @@ class Plain:
 
         Without a cotangent it is that of the sum of the result, and the result comes with it.
         """
-        call = self.checked(call)
-        result = self.value(call) if cotangent is None else None
-        return result, _loss.pullback(self.xp, call, wanted, cotangent, self.value)
+        with self.quiet():
+            call = self.checked(call)
+            result = self.run(call) if cotangent is None else None
+            return result, _loss.pullback(self.xp, call, wanted, cotangent, self.run)
+
+    def run(self, call: Call) -> Array:
+        """Return the result, labels unseen; the library's own autodiff knows its derivative."""
+        return _loss.value(self.xp, call)
 
     def checked(self, call: Call) -> Call:
         """Raise for wrong labels if they can be read here and now."""
@@ -50,6 +56,10 @@ class Plain:
     def readable(self, call: Call) -> bool:
         """Whether the labels can be read without waiting for a device or breaking a trace."""
         return self.name == "array_api_strict"
+
+    def quiet(self) -> AbstractContextManager[Any]:
+        """Silence warnings of what the result shows anyway: an overflow, an infinity."""
+        return nullcontext()
 
     def kind(self, dtype: Any) -> str:
         """Return which of `KINDS` a dtype is, else "other"."""
@@ -70,6 +80,3 @@ class Plain:
     def strengthened(self, parameter: Array, dtype: Any) -> Array:
         """Give an array that came of a Python number, and so has no dtype of its own, this one."""
         return parameter
-
-
-Run = Callable[[Call], Array]

@@ -5,19 +5,32 @@ and batching, for `torch.func` and forward mode. `_Compiled` is `_Transformed` w
 `torch.compile` refuses. All hold the arguments, and nothing else, between forward and backward.
 """
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import array_api_compat.torch as xp
 import torch
+from torch.autograd import forward_ad
 from torch.autograd.forward_ad import unpack_dual
 
 from array_api_losses import _loss
 from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call, Loss
+from array_api_losses._primitives import FASTER
 
 
-class _Static(NamedTuple):
-    """What a call is, beside its tensors."""
+def _sign(_: Any, d: Any) -> Any:
+    # `torch.sign` makes 0 of NaN; the repair in array-api-compat waits on a GPU and refuses `vmap`.
+    d = d.detach()
+    return torch.sign(d) + torch.clamp(d, 0, 0)
+
+
+FASTER[xp.__name__] = {"sign": _sign}
+
+
+@dataclass(frozen=True)
+class _Static:
+    """What a call is, beside its tensors. (No tuple: `torch.func` would take that apart.)"""
 
     loss: Loss
     reduction: str
@@ -49,7 +62,7 @@ class _Compiled(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Any) -> Any:
         call = ctx.static.call(ctx.saved_tensors)
         wanted = ctx.needs_input_grad[1:]
-        return None, *_loss.pullback(xp, call, wanted, cotangent, ENGINE.value)
+        return None, *_loss.pullback(xp, call, wanted, cotangent, ENGINE.run)
 
 
 class _Transformed(_Compiled):
@@ -60,8 +73,11 @@ class _Transformed(_Compiled):
 
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Any) -> Any:
-        call = ctx.static.call(ctx.saved_tensors)
-        return _loss.pushforward(xp, call, tangents, ENGINE.value)
+        # PyTorch switches forward mode off in here, so that a forward pass around this one would
+        # silently see zeros (pytorch#197867). With it on, this level must be taken off the tensors.
+        with forward_ad._set_fwd_grad_enabled(True):
+            saved = tuple(t if t is None else unpack_dual(t).primal for t in ctx.saved_tensors)
+            return _loss.pushforward(xp, ctx.static.call(saved), tangents, ENGINE.run)
 
 
 class _Eager(torch.autograd.Function):
@@ -77,8 +93,7 @@ class _Eager(torch.autograd.Function):
 class Torch(Plain):
     """Labels are read on the CPU only, and only outside `vmap`, `torch.compile` and the like."""
 
-    def value(self, call: Call) -> Array:
-        call = self.checked(call)
+    def run(self, call: Call) -> Array:
         rule = _rule(call.arguments)
         if rule is None:
             return _loss.value(xp, call)
@@ -111,15 +126,15 @@ class Torch(Plain):
 
 def _rule(arguments: tuple[Any, ...]) -> Any:
     """Return the function that autodiff, in the mode it is in now, needs; None if it is not on."""
-    if torch.compiler.is_compiling():
-        return _Compiled
+    compiling = torch.compiler.is_compiling()
     tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
-    if torch._C._are_functorch_transforms_active() or any(
-        unpack_dual(t).tangent is not None for t in tensors
+    if not compiling and (
+        torch._C._are_functorch_transforms_active()
+        or any(unpack_dual(t).tangent is not None for t in tensors)
     ):
         return _Transformed
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _Eager
+        return _Compiled if compiling else _Eager
     return None
 
 

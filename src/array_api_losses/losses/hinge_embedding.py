@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_function
-from array_api_losses._primitives import select
+from array_api_losses._primitives import select, sign
 
 
 def _value(xp: Any, x: Array, y: Array, margin: Array) -> Array:
@@ -28,9 +28,9 @@ def _slopes(
 ) -> tuple[Array | None, ...]:
     zero = y - y
     return (
-        xp.maximum(y, xp.minimum(xp.sign(x - margin), zero)) if wanted[0] else None,
+        xp.maximum(y, xp.minimum(sign(xp, x - margin), zero)) if wanted[0] else None,
         None,
-        xp.minimum(xp.maximum(-y, zero), xp.maximum(xp.sign(margin - x), zero))
+        xp.minimum(xp.maximum(-y, zero), xp.maximum(sign(xp, margin - x), zero))
         if wanted[2]
         else None,
     )

@@ -1,0 +1,20 @@
+"""Sphinx configuration."""
+
+from array_api_losses import __version__ as release
+
+project = "array-api-losses"
+author = "The array-api-losses developers"
+version = release
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+default_role = "code"
+
+autodoc_typehints = "none"  # the docstrings say more than `Any` does
+napoleon_google_docstring = False
+napoleon_use_param = False  # types are prose, not references
+napoleon_use_rtype = False
+
+myst_heading_anchors = 3
+html_theme = "pydata_sphinx_theme"
+html_title = "array-api-losses"
+html_sidebars = {"**": []}

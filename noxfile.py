@@ -1,0 +1,147 @@
+"""The checks of this project. `nox -l` lists them, `nox` runs those that are starred.
+
+What stands behind ``--`` goes to pytest: ``nox -s "tests(numpy)" -- -k margin``.
+"""
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "virtualenv"
+nox.options.error_on_missing_interpreters = True
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+
+
+def _backends() -> tuple[str, ...]:
+    """Read `NAMES` from tests/backends.py, the one list of the libraries, without importing it."""
+    for node in ast.parse(Path("tests/backends.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == "NAMES" and node.value:
+            names: tuple[str, ...] = ast.literal_eval(node.value)
+            return names
+    msg = "tests/backends.py has no `NAMES: tuple[str, ...] = (...)`"
+    raise ValueError(msg)
+
+
+BACKENDS = _backends()
+ON_CPU = tuple(name for name in BACKENDS if name != "cupy")
+
+nox.options.sessions = [
+    "lint",
+    "types",
+    *(f"tests({name})" for name in ON_CPU),
+    "docs",
+    "examples",
+    "coverage",
+]
+
+
+def _groups(*names: str) -> tuple[str, ...]:
+    return nox.project.dependency_groups(PYPROJECT, *names)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check rules and format with ruff."""
+    session.install(*_groups("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Check the types of the package with mypy, strictly."""
+    session.install(*_groups("types"))
+    session.run("mypy", "--strict", "src")
+
+
+@nox.session
+@nox.parametrize("backend", [nox.param(name, id=name) for name in BACKENDS])
+def tests(session: nox.Session, backend: str) -> None:
+    """Run the suite on one library, in an environment that has no other."""
+    group = _cupy_group(session) if backend == "cupy" else backend
+    session.install(".", *_groups("test", group))
+    session.run(
+        "pytest",
+        "--backend",
+        backend,
+        "--cov=array_api_losses",
+        "--cov-branch",
+        "--cov-report=",
+        "--cov-fail-under=0",  # the session `coverage` judges the sum
+        *session.posargs,
+        env={"COVERAGE_FILE": f".coverage.{backend}"},
+    )
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning or a dead reference fails."""
+    session.install(".", *_groups("docs"))
+    session.run("sphinx-build", "-W", "-n", "-b", "html", "docs", "docs/_build/html")
+
+
+@nox.session
+def examples(session: nox.Session) -> None:
+    """Run every example: README, documentation, docstrings and the scripts in examples/."""
+    session.install(".[examples]", *_groups("test", *ON_CPU))
+    places = ("README.md", "docs", "src", "examples", "tests/test_examples.py")
+    session.run("pytest", *places, *session.posargs)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Add up what the tests reached; less than every line and branch fails."""
+    if session.posargs:
+        session.skip("the tests ran with arguments of their own, perhaps not all of them")
+    session.install(*_groups("coverage"))
+    session.run("coverage", "combine")
+    session.run("coverage", "report")
+
+
+@nox.session
+def paddle(session: nox.Session) -> None:
+    """Compare with PaddlePaddle, whose signature and slopes the losses share."""
+    session.install(".", *_groups("test", "paddle"))
+    places = ("tests/test_witnesses.py", "--backend", "numpy", "-k", "paddle")
+    session.run("pytest", *places, *session.posargs)
+
+
+@nox.session
+def all_backends(session: nox.Session) -> None:
+    """Run everything in one environment that has all libraries."""
+    session.install(".[examples]", *_groups("test", *ON_CPU))
+    session.run("pytest", *session.posargs)
+
+
+@nox.session(python="3.11")
+def minimum(session: nox.Session) -> None:
+    """Run the suite with the oldest releases that pyproject.toml allows."""
+    names = ("numpy", "strict")
+    wanted = (*PYPROJECT["project"]["dependencies"], *_groups("test", *names))
+    session.install(".", *(requirement.replace(">=", "==") for requirement in wanted))
+    backends = (option for name in names for option in ("--backend", name))
+    session.run("pytest", *backends, *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Time the losses against those of the libraries; arguments go to benchmarks/run.py."""
+    session.install(".", *_groups("numpy", "torch", "jax", "dask", "paddle", "bench"))
+    session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+def _cupy_group(session: nox.Session) -> str:
+    """Choose the CuPy that fits the driver; without a GPU the session fails, it does not skip."""
+    try:
+        shown = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        shown = ""
+    version = re.search(r"CUDA Version: *(\d+)", shown)
+    if version is None:
+        session.error("tests(cupy) needs a CUDA GPU, and `nvidia-smi` shows none here.")
+    return f"cupy-cuda{max(12, min(int(version[1]), 13))}"

@@ -1,0 +1,366 @@
+"""Bad input as a table: what is passed, the exception, the whole text; the same on every backend."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from backends import Backend
+
+import array_api_losses as xpl
+
+loss = xpl.hinge_embedding_loss
+NAME = "hinge_embedding_loss: "
+NUMBER = " it must be real floating. Convert it, e.g. `input = xp.astype(input, xp.float32)`."
+LABELS = " it must hold 1 and -1 in a signed integer or real floating dtype."
+SIGNS = "convert: `label = 2 * xp.astype(label, xp.int8) - 1`."
+SAME = "it must have the same"
+
+Make = Callable[[Backend], dict[str, Any]]
+
+
+def _x(b: Backend, n: int = 4) -> Any:
+    return b.asarray([0.5 * i for i in range(n)], "float32")
+
+
+def _y(b: Backend, n: int = 4) -> Any:
+    return b.asarray([1 if i % 2 else -1 for i in range(n)], "float32")
+
+
+def _call(**changes: Callable[[Backend], Any]) -> Make:
+    """Return a good call in which some arguments are replaced."""
+    return lambda b: {"input": _x(b), "label": _y(b), **{k: v(b) for k, v in changes.items()}}
+
+
+def _of(values: Any, dtype: str) -> Callable[[Backend], Any]:
+    return lambda b: b.asarray(values, dtype)
+
+
+BAD: dict[str, tuple[Make, type[Exception], str]] = {
+    "input is a list": (
+        _call(input=lambda b: [1.0, 2.0]),
+        TypeError,
+        "`input` is a list, not an array. Make it one of the library you work in, e.g."
+        " `input = xp.asarray(input)`.",
+    ),
+    "label is a number": (
+        _call(label=lambda b: 1),
+        TypeError,
+        "`label` is a int, not an array. Make it one of the library you work in, e.g."
+        " `label = xp.asarray(label)`.",
+    ),
+    "label is None": (
+        _call(label=lambda b: None),
+        TypeError,
+        "`label` is a NoneType, not an array. Make it one of the library you work in, e.g."
+        " `label = xp.asarray(label)`.",
+    ),
+    "weight is a list": (
+        _call(weight=lambda b: [1.0] * 4),
+        TypeError,
+        "`weight` is a list, not an array. Make it one of the library you work in, e.g."
+        " `weight = xp.asarray(weight)`.",
+    ),
+    "int input": (
+        _call(input=_of([1, 2, 3, 4], "int64")),
+        TypeError,
+        "`input` has dtype int64;" + NUMBER,
+    ),
+    "bool input": (
+        _call(input=_of([True] * 4, "bool")),
+        TypeError,
+        "`input` has dtype bool;" + NUMBER,
+    ),
+    "complex input": (
+        _call(input=_of([1j] * 4, "complex64")),
+        TypeError,
+        "`input` has dtype complex64; it must be real floating. Take what you mean, e.g."
+        " `input = xp.abs(input)`.",
+    ),
+    "bool label": (
+        _call(label=_of([True, False, True, True], "bool")),
+        TypeError,
+        "`label` has dtype bool;" + LABELS + " If True stands for similar and False for dissimilar, "
+        + SIGNS,
+    ),
+    "unsigned label": (
+        _call(label=_of([1, 0, 1, 1], "uint8")),
+        TypeError,
+        "`label` has dtype uint8;" + LABELS + " If 1 stands for similar and 0 for dissimilar, "
+        + SIGNS,
+    ),
+    "complex label": (
+        _call(label=_of([1j] * 4, "complex64")),
+        TypeError,
+        "`label` has dtype complex64;" + LABELS,
+    ),
+    "column of labels": (
+        _call(label=lambda b: b.asarray([[1.0], [-1.0], [1.0], [1.0]], "float32")),
+        ValueError,
+        "`input` has shape (4,) but `label` has shape (4, 1). Broadcasting would compare 16 pairs,"
+        " not 4. Reshape one of them, e.g. `label = xp.reshape(label, input.shape)`.",
+    ),
+    "one label": (
+        _call(label=_of([1.0], "float32")),
+        ValueError,
+        "`input` has shape (4,) but `label` has shape (1,). Broadcasting would compare 4 pairs,"
+        " not 4. If that is meant, say so: `label = xp.broadcast_to(label, input.shape)`.",
+    ),
+    "three labels": (
+        _call(label=lambda b: _y(b, 3)),
+        ValueError,
+        "`input` has shape (4,) but `label` has shape (3,). They must be the same.",
+    ),
+    "many labels": (
+        _call(label=_of([[1.0] * 4] * 2, "float32")),
+        ValueError,
+        "`input` has shape (4,) but `label` has shape (2, 4). Broadcasting would compare 8 pairs,"
+        " not 4. They must be the same.",
+    ),
+    "margin is a string": (
+        _call(margin=lambda b: "1"),
+        TypeError,
+        "`margin` is a str; a finite real number is needed.",
+    ),
+    "margin is a bool": (
+        _call(margin=lambda b: True),
+        TypeError,
+        "`margin` is a bool; a finite real number is needed.",
+    ),
+    "margin is NaN": (
+        _call(margin=lambda b: float("nan")),
+        ValueError,
+        "`margin` is nan; a finite number is needed.",
+    ),
+    "margin is infinite": (
+        _call(margin=lambda b: -float("inf")),
+        ValueError,
+        "`margin` is -inf; a finite number is needed.",
+    ),
+    "margin is beyond the dtype": (
+        _call(margin=lambda b: 1e39),
+        ValueError,
+        "`margin` is 1e+39, beyond the largest float32, 3.4028234663852886e+38.",
+    ),
+    "margin has another dtype": (
+        _call(margin=_of([1.0] * 4, "float64")),
+        TypeError,
+        "`margin` has dtype float64 but `input` has dtype float32; it must have the same. Convert"
+        " it, e.g. `margin = xp.astype(margin, input.dtype)`.",
+    ),
+    "margin is too long": (
+        _call(margin=_of([1.0] * 3, "float32")),
+        ValueError,
+        "`margin` has shape (3,), which does not broadcast to the shape (4,) of `input`.",
+    ),
+    "margin has too many axes": (
+        _call(margin=_of([[1.0]] * 4, "float32")),
+        ValueError,
+        "`margin` has shape (4, 1), which does not broadcast to the shape (4,) of `input`.",
+    ),
+    "weight has another dtype": (
+        _call(weight=_of([1] * 4, "int64")),
+        TypeError,
+        "`weight` has dtype int64 but `input` has dtype float32; it must have the same (or be"
+        " bool). Convert it, e.g. `weight = xp.astype(weight, input.dtype)`.",
+    ),
+    "weight is too long": (
+        _call(weight=_of([1.0] * 5, "float32")),
+        ValueError,
+        "`weight` has shape (5,), which does not broadcast to the shape (4,) of `input`.",
+    ),
+    "unknown reduction": (
+        _call(reduction=lambda b: "avg"),
+        ValueError,
+        "`reduction` is 'avg'; it must be 'none', 'sum' or 'mean'.",
+    ),
+    "reduction is None": (
+        _call(reduction=lambda b: None),
+        ValueError,
+        "`reduction` is None; it must be 'none', 'sum' or 'mean'.",
+    ),
+}
+WRONG_LABELS: dict[str, tuple[Make, str]] = {
+    "zeros": (
+        _call(label=_of([1, 0, 0, 1], "int8")),
+        "`label` has 2 elements that are neither 1 nor -1; the first is 0 at index (1,). If 0"
+        " stands for dissimilar, " + SIGNS,
+    ),
+    "one float beside 1": (
+        _call(label=_of([1, -1, -1, 1 + 2**-23], "float32")),
+        "`label` has 1 element that is neither 1 nor -1; the first is 1.0000001192092896 at index"
+        " (3,).",
+    ),
+    "NaN": (
+        _call(label=_of([float("nan"), -1, -1, 1], "float32")),
+        "`label` has 1 element that is neither 1 nor -1; the first is nan at index (0,).",
+    ),
+    "in two dimensions": (
+        lambda b: {
+            "input": b.asarray([[1.0, 2.0, 3.0]] * 2),
+            "label": b.asarray([[1, 1, -1], [1, 2, 127]], "int8"),
+        },
+        "`label` has 2 elements that are neither 1 nor -1; the first is 2 at index (1, 1).",
+    ),
+    "in no dimension": (
+        lambda b: {"input": b.asarray(1.0), "label": b.asarray(-2, "int64")},
+        "`label` has 1 element that is neither 1 nor -1; the first is -2 at index ().",
+    ),
+    "with a weight": (
+        _call(label=_of([3, 5, -1, 3], "int8"), weight=_of([0.0, 1.0, 1.0, 1.0], "float32")),
+        "`label` has 2 elements that are neither 1 nor -1; the first is 5 at index (1,).",
+    ),
+    "with a mask": (
+        _call(label=_of([3, 5, -1, 3], "int8"), weight=_of([False, True, True, False], "bool")),
+        "`label` has 1 element that is neither 1 nor -1; the first is 5 at index (1,).",
+    ),
+}
+
+
+def _check(call: Callable[..., Any], arguments: dict[str, Any], text: str, kind: Any) -> None:
+    with pytest.raises(kind) as caught:
+        call(**arguments)
+    assert type(caught.value) is kind
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("row", BAD)
+def test_bad_input(backend: Backend, row: str) -> None:
+    make, kind, text = BAD[row]
+    arguments = make(backend)
+    _check(loss, arguments, NAME + text, kind)
+    _check(xpl.value_and_grad(loss), arguments, NAME + text, kind)
+    _check(loss, {**arguments, "name": "pairs"}, "pairs: " + text, kind)
+    assert backend.tolist(loss(_x(backend), _y(backend))) == [0.75]
+
+
+@pytest.mark.parametrize("row", WRONG_LABELS)
+def test_wrong_labels(backend: Backend, row: str) -> None:
+    make, text = WRONG_LABELS[row]
+    backend.require("reads labels")
+    _check(loss, make(backend), NAME + text, ValueError)
+    _check(xpl.value_and_grad(loss), make(backend), NAME + text, ValueError)
+
+
+def test_another_library(backend: Backend) -> None:
+    if backend.library == "numpy":
+        array_api_strict = pytest.importorskip("array_api_strict", reason="by the matrix: no partner")
+        other, theirs = array_api_strict.asarray([1.0] * 4), "array_api_strict"
+    else:
+        other, theirs = backend.np.ones(4, "float32"), "numpy"
+    ours = {"strict": "array_api_strict"}.get(backend.library, backend.library)
+    for argument in ("label", "margin", "weight"):
+        text = (
+            f"`input` is a {ours} array but `{argument}` is a {theirs} array. Nothing is moved"
+            f" between libraries; convert one, e.g. `{argument} = xp.asarray({argument})` with the"
+            " xp of `input`."
+        )
+        arguments = _call(**{argument: lambda b: other})(backend)
+        _check(loss, arguments, NAME + text, TypeError)
+
+
+def test_another_device(backend: Backend) -> None:
+    backend.require("devices")
+    if backend.library == "torch":
+        y, here, there = _y(backend).to("meta"), backend.device, "meta"
+    else:
+        device = backend.module.Device("device1")
+        y = backend.module.asarray([1.0] * 4, device=device, dtype=backend.module.float32)
+        here, there = backend.module.Device("CPU_DEVICE"), device
+    text = (
+        f"`input` is on device {here} but `label` is on device {there}. Nothing is copied between"
+        " devices; move one, e.g. `label = array_api_compat.to_device(label, input.device)`."
+    )
+    _check(loss, {"input": _x(backend), "label": y}, NAME + text, ValueError)
+
+
+def test_suggested_conversions(backend: Backend) -> None:
+    """Everything that an error tells people to write works on this backend."""
+    xp = backend.xp
+    label = backend.asarray([1, 0, 1, 1], "uint8")
+    label = 2 * xp.astype(label, xp.int8) - 1
+    assert backend.tolist(label) == [1, -1, 1, 1]
+    label = backend.asarray([True, False, True, True], "bool")
+    label = 2 * xp.astype(label, xp.int8) - 1
+    assert backend.tolist(label) == [1, -1, 1, 1]
+    x = xp.astype(backend.asarray([1, 2, 3, 4], "int64"), xp.float32)
+    assert backend.tolist(loss(x, label)) == [2.0]
+    x = xp.abs(backend.asarray([1j, 2, 3, 4], "complex64"))
+    assert backend.tolist(loss(x, label)) == [2.0]
+    column = xp.reshape(label, (4, 1))
+    assert backend.tolist(loss(x, xp.reshape(column, x.shape))) == [2.0]
+    one = backend.asarray([1], "int8")
+    assert backend.tolist(loss(x, xp.broadcast_to(one, x.shape))) == [2.5]
+    weight = xp.astype(backend.asarray([1, 1, 1, 0], "int64"), x.dtype)
+    assert backend.tolist(loss(x, label, weight=weight)) == [float(backend.np.float32(4 / 3))]
+    assert backend.tolist(loss(x, xp.asarray(backend.np.asarray([1, -1, 1, 1])))) == [2.0]
+
+
+def test_transforms_refuse(backend: Backend) -> None:
+    x, y = _x(backend), _y(backend)
+    call = {"input": x, "label": y}
+    rows: list[tuple[Any, Any, Any, type[Exception], str]] = [
+        (loss, "label", {}, TypeError, NAME[:-2] + " has no gradient in `label`, which is a label."),
+        (loss, 1, {}, TypeError, NAME[:-2] + " has no gradient in `label`, which is a label."),
+        (loss, "margin", {}, TypeError, NAME[:-2]
+         + " has no gradient in `margin`, which is 1.0, not an array."),
+        (loss, "weight", {}, TypeError, NAME[:-2]
+         + " has no gradient in `weight`, which is None, not an array."),
+        (loss, "weight", {"weight": backend.asarray([True] * 4, "bool")}, TypeError, NAME[:-2]
+         + " has no gradient in `weight`, which is a bool mask."),
+        (loss, "reduction", {}, TypeError, NAME[:-2]
+         + " has no gradient in `reduction`, which is an option."),
+        (loss, "target", {}, ValueError, "`argnums` is 'target', but the arguments of"
+         " hinge_embedding_loss are input, label, margin, reduction, name, weight."),
+        (loss, 6, {}, ValueError, "`argnums` is 6, but the arguments of"
+         " hinge_embedding_loss are input, label, margin, reduction, name, weight."),
+        (xpl.HingeEmbeddingLoss(), "margin", {}, ValueError, "`argnums` is 'margin', but the"
+         " arguments of HingeEmbeddingLoss are input, label, weight."),
+    ]  # fmt: skip
+    for which, argnums, more, kind, text in rows:
+        with pytest.raises(kind) as caught:
+            xpl.value_and_grad(which, argnums)(**call, **more)
+        assert str(caught.value) == "value_and_grad: " + text
+        with pytest.raises(kind) as caught:
+            xpl.vjp(which, **call, **more, argnums=argnums)
+        assert str(caught.value) == "vjp: " + text
+
+
+@pytest.mark.parametrize("function", [lambda x: x, "abc", xpl.HingeEmbeddingLoss])
+def test_transforms_refuse_other_functions(function: Any) -> None:
+    name = getattr(function, "__name__", repr(function))
+    _check(
+        xpl.value_and_grad,
+        {"loss": function},
+        f"value_and_grad: {name} is not a loss of array_api_losses. For other functions use the"
+        " transform of your framework, e.g. `jax.value_and_grad` or `torch.func.grad_and_value`.",
+        TypeError,
+    )
+
+
+def test_a_cotangent_must_fit(backend: Backend) -> None:
+    x, y = _x(backend), _y(backend)
+    _, pullback = xpl.vjp(loss, x, y, reduction="none")
+    with pytest.raises(ValueError, match=r"`value` has shape \(4,\) but `cotangent` has shape \(\)"):
+        pullback(backend.asarray(1.0, "float32"))
+    with pytest.raises(TypeError, match="`cotangent` has dtype float64 but `value` has"):
+        pullback(backend.asarray([1.0] * 4))
+    with pytest.raises(TypeError, match="`cotangent` is a float, not an array"):
+        pullback(1.0)
+
+
+def test_instances_check_their_parameters() -> None:
+    rows: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"margin": "1"}, TypeError, "`margin` is a str; a finite real number is needed."),
+        ({"margin": float("inf")}, ValueError, "`margin` is inf; a finite number is needed."),
+        ({"reduction": "max"}, ValueError, "`reduction` is 'max'; it must be 'none', 'sum' or 'mean'."),
+    ]
+    for arguments, kind, text in rows:
+        _check(xpl.HingeEmbeddingLoss, arguments, "HingeEmbeddingLoss: " + text, kind)
+        _check(xpl.HingeEmbeddingLoss, {**arguments, "name": "a"}, "a: " + text, kind)
+
+
+def test_instances_are_named_in_errors(backend: Backend) -> None:
+    arguments = {"input": _x(backend), "label": _y(backend, 3)}
+    text = ": `input` has shape (4,) but `label` has shape (3,). They must be the same."
+    _check(xpl.HingeEmbeddingLoss(), arguments, "HingeEmbeddingLoss" + text, ValueError)
+    _check(xpl.HingeEmbeddingLoss(name="faces"), arguments, "faces" + text, ValueError)

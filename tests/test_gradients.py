@@ -1,0 +1,212 @@
+"""Gradients by every route: the oracle, central differences, the traced formula, the kink."""
+
+import math
+from typing import Any
+
+import pytest
+import routes
+from backends import Backend
+from compare import (
+    Case,
+    Route,
+    cases,
+    check_close,
+    check_gradient,
+    check_like,
+    check_value,
+    cotangents,
+    fixed_cases,
+)
+from hypothesis import given, settings
+
+import array_api_losses as xpl
+
+loss = xpl.hinge_embedding_loss
+INF, NAN = math.inf, math.nan
+NAMES = ("input", "margin", "weight")
+
+
+def test_oracle(backend: Backend, route: Route) -> None:
+    for case in fixed_cases()[::5]:
+        for argument in case.differentiable:
+            check_gradient(backend, case, route, argument, cotangents(case))
+            check_gradient(backend, case, route, argument, None)
+
+
+@given(case=cases())
+@settings(max_examples=15)
+def test_oracle_on_generic_cases(backend: Backend, case: Case) -> None:
+    for argument in case.differentiable:
+        check_gradient(backend, case, routes.ROUTES["value_and_grad"], argument, None)
+        check_gradient(backend, case, routes.ROUTES["vjp"], argument, cotangents(case))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(backend: Backend, dtype: str) -> None:
+    backend.require(dtype)
+    for case in fixed_cases(dtype)[::3]:
+        for argument in case.differentiable:
+            route = routes.ROUTES["vjp"]
+            check_gradient(backend, case, route, argument, cotangents(case))
+
+
+def test_a_half_precision_mean_keeps_the_digits_of_a_scaled_cotangent(backend: Backend) -> None:
+    backend.require("float16")
+    x = backend.asarray([0.5] * 100_000, "float16")
+    _, pullback = xpl.vjp(loss, x, backend.asarray([1] * 100_000, "int8"))
+    gradient = backend.tonumpy(pullback(backend.asarray(32768.0, "float16")))
+    assert abs(float(gradient[0]) - 0.32768) < 2**-13
+
+
+def test_the_kink(backend: Backend, route: Route) -> None:
+    """At x == margin with label -1 the slope is 0; one float below it is -1, one above 0."""
+    m = 0.7500001192092896
+    near = [m, float(backend.np.nextafter(backend.np.float32(m), 0)), m + 2**-24 * 2]
+    case = Case(
+        (5,), [*near, m, m], [-1.0, -1.0, -1.0, 1.0, -1.0], [m], (), reduction="none", label_dtype="int8"
+    )
+    arrays = case.arrays(backend)
+    arrays["margin"] = backend.asarray(m, "float32")
+    cotangent = backend.asarray([1.0, 2.0, 4.0, 8.0, 16.0], "float32")
+    for argument, expected in [("input", [0, -2, 0, 8, 0]), ("margin", [2])]:
+        gradient = route(backend, case, arrays, argument, cotangent)
+        assert backend.tolist(gradient) == expected
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_a_zero_weight_has_no_gradient(
+    backend: Backend, route: Route, reduction: str
+) -> None:
+    """Whatever stands there; and the gradient in its weight is 0 where its loss is not finite."""
+    case = Case((6,), [], [], reduction=reduction, dtype="float64")
+    arrays = {
+        "input": backend.asarray([2.0, NAN, INF, -INF, 5.0, -1.0]),
+        "label": backend.asarray([1, -1, 1, -1, 0, -1], "int8"),
+        "margin": backend.asarray([1.0, 1.0, 1.0, 1.0, NAN, 1.0]),
+        "weight": backend.asarray([3.0, 0.0, 0.0, 0.0, 0.0, 1.0]),
+    }
+    divisor = 4 if reduction == "mean" else 1
+    mean = 2.0 if reduction == "mean" else 0.0
+    cotangent = backend.asarray([1.0] * 6 if reduction == "none" else 1.0)
+    expected = {
+        "input": [3, 0, 0, 0, 0, -1],
+        "margin": [0, 0, 0, 0, 0, 1],
+        "weight": [2 - mean, 0, 0, 0, 0, 2 - mean],
+    }
+    for argument, numbers in expected.items():
+        gradient = route(backend, case, arrays, argument, cotangent)
+        assert backend.tolist(gradient) == [number / divisor for number in numbers]
+
+
+@pytest.mark.reverse_mode
+def test_all_weights_zero(backend: Backend, route: Route) -> None:
+    """The mean is NaN; the inputs are left out all the same."""
+    arrays = {
+        "input": backend.asarray([2.0, NAN]),
+        "label": backend.asarray([1, -1], "int8"),
+        "margin": 1.0,
+        "weight": backend.asarray([0.0, 0.0]),
+    }
+    gradient = route(backend, Case((2,), [], []), arrays, "input", backend.asarray(1.0))
+    assert backend.tolist(gradient) == [0, 0]
+
+
+@pytest.mark.reverse_mode
+def test_a_nan_stays_where_it_is(backend: Backend, route: Route) -> None:
+    case = Case((4,), [NAN, NAN, 0.5, 0.5], [1.0, -1.0, 1.0, -1.0], reduction="sum")
+    gradient = route(
+        backend, case, case.arrays(backend), "input", backend.asarray(2.0, "float32")
+    )
+    backend.np.testing.assert_array_equal(backend.tonumpy(gradient), [NAN, NAN, 2, -2])
+
+
+def test_value_comes_with_the_gradient(backend: Backend) -> None:
+    def value_of(**arguments: Any) -> Any:
+        return xpl.value_and_grad(loss)(**arguments)[0]
+
+    for case in fixed_cases()[::4]:
+        check_value(backend, case, value_of)
+        check_value(backend, case, lambda **arguments: xpl.vjp(loss, **arguments)[0])
+
+
+def test_central_differences(backend: Backend) -> None:
+    """Away from kinks the gradient is the slope of the value, in every argument at once."""
+    rng = backend.np.random.default_rng(4)
+    x, w = rng.normal(size=12), rng.uniform(0.5, 2, size=12)
+    y, margin = rng.choice([-1.0, 1.0], 12), rng.uniform(0.5, 1.5, size=12)
+    assert abs(x - margin).min() > 1e-3
+    point = dict(zip(NAMES, (x, margin, w), strict=True))
+
+    def at(values: dict[str, Any]) -> float:
+        a = {name: backend.asarray(value) for name, value in values.items()}
+        result = loss(a["input"], backend.asarray(y), a["margin"], weight=a["weight"])
+        return backend.tolist(result)[0]
+
+    arrays = [backend.asarray(v) for v in (x, y, margin)]
+    _, gradients = xpl.value_and_grad(loss, NAMES)(*arrays, weight=backend.asarray(w))
+    for name, gradient in zip(NAMES, gradients, strict=True):
+        direction, h = rng.normal(size=12), 2.0**-20
+        high = at({**point, name: point[name] + h * direction})
+        low = at({**point, name: point[name] - h * direction})
+        assert math.isclose(
+            (high - low) / (2 * h), backend.tonumpy(gradient) @ direction, rel_tol=1e-6, abs_tol=1e-9
+        )
+
+
+def test_argnums(backend: Backend) -> None:
+    """A position, a name or a tuple; the gradients have the shape of `argnums`."""
+    case = fixed_cases()[-1]
+    arrays = case.arrays(backend)
+    weight = arrays.pop("weight")
+    positional = tuple(arrays.values())
+    _, expected = xpl.value_and_grad(loss, NAMES)(*positional, weight=weight)
+    for argnums, chosen in [
+        (0, 0), ("input", 0), (2, 1), ("margin", 1), (-1, 2), ("weight", 2),
+        ((0,), (0,)), (("weight", 0), (2, 0)), ((2, "input", "weight"), (1, 0, 2)),
+    ]:  # fmt: skip
+        for gradient in (
+            xpl.value_and_grad(loss, argnums)(*positional, weight=weight)[1],
+            xpl.vjp(loss, *positional, weight=weight, argnums=argnums)[1](
+                backend.asarray(1.0, "float32")
+            ),
+        ):
+            assert isinstance(gradient, tuple) == isinstance(argnums, tuple)
+            pairs = zip(
+                gradient if isinstance(gradient, tuple) else (gradient,),
+                chosen if isinstance(chosen, tuple) else (chosen,),
+                strict=True,
+            )
+            for one, which in pairs:
+                check_like(backend, one, positional[0], tuple(expected[which].shape))
+                assert backend.tolist(one) == backend.tolist(expected[which])
+
+
+def test_instances(backend: Backend) -> None:
+    x, y = backend.asarray([1.5, 0.25]), backend.asarray([1, -1], "int8")
+    w = backend.asarray([1.0, 3.0])
+    instance = xpl.HingeEmbeddingLoss(margin=2.0, reduction="sum")
+    value, gradients = xpl.value_and_grad(instance, ("input", "weight"))(x, y, weight=w)
+    assert backend.tolist(value) == [6.75]
+    assert [backend.tolist(g) for g in gradients] == [[1, -3], [1.5, 1.75]]
+    value, pullback = xpl.vjp(instance, x, label=y)
+    assert backend.tolist(pullback(backend.asarray(2.0))) == [2, -2]
+
+
+def test_a_learnable_margin(backend: Backend) -> None:
+    """A 0-d array is learnt by descent, also where the library turns it into a scalar."""
+    x, y = backend.asarray([0.5, 0.5]), backend.asarray([1, -1], "int8")
+    margin = backend.asarray(2.0)
+    for _ in range(3):
+        _, slope = xpl.value_and_grad(loss, "margin")(x, y, margin)
+        margin = margin - slope
+    assert backend.tolist(margin) == [0.5]
+
+
+def test_size_zero(backend: Backend) -> None:
+    x = backend.asarray(backend.np.zeros((0, 3)))
+    margin = backend.asarray([1.0, 2.0, 3.0])
+    value, (in_input, in_margin) = xpl.value_and_grad(loss, (0, 2))(x, x, margin)
+    assert math.isnan(backend.tolist(value)[0])
+    check_like(backend, in_input, x, (0, 3))
+    check_like(backend, in_margin, x, (3,))
+    check_close(backend.tolist(in_margin), [(0, 0)] * 3, "float64", 0)

@@ -1,0 +1,150 @@
+"""What PyTorch alone has: double backward, gradcheck, compiling, parameters."""
+
+import itertools
+from typing import Any
+
+import pytest
+from backends import Backend
+
+import array_api_losses as xpl
+
+loss = xpl.hinge_embedding_loss
+pytestmark = pytest.mark.library("torch")
+
+
+@pytest.fixture
+def arguments(backend: Backend) -> dict[str, Any]:
+    """Away from kinks, in float64."""
+    return {
+        "input": backend.asarray([0.3, -0.4, 1.8, 2.5, 0.1]),
+        "label": backend.asarray([1, -1, -1, 1, -1], "int64"),
+        "margin": backend.asarray([1.0, 0.5, 1.5, 1.0, 2.0]),
+        "weight": backend.asarray([0.5, 2.0, 1.0, 3.0, 0.25]),
+    }
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_gradcheck(backend: Backend, arguments: dict[str, Any], reduction: str) -> None:
+    torch = backend.module
+    leaves = [arguments[k].requires_grad_() for k in ("input", "margin", "weight")]
+
+    def call(x: Any, margin: Any, weight: Any) -> Any:
+        return loss(x, arguments["label"], margin, reduction, weight=weight)
+
+    assert torch.autograd.gradcheck(
+        call, leaves, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+    )
+    assert torch.autograd.gradgradcheck(call, leaves, check_batched_grad=True)
+
+
+def test_hessian(backend: Backend, arguments: dict[str, Any]) -> None:
+    """Zero in input and margin; not so between input and weight. All nestings agree."""
+    func = backend.module.func
+    label = arguments.pop("label")
+
+    def call(a: dict[str, Any]) -> Any:
+        return loss(a["input"], label, a["margin"], weight=a["weight"])
+
+    outer = inner = (func.jacrev, func.jacfwd)
+    nested = [second(first(call))(arguments) for second, first in itertools.product(outer, inner)]
+    for one in nested:
+        assert not one["input"]["input"].any()
+        assert not one["margin"]["input"].any()
+        assert one["input"]["weight"].any()
+        for a, b in itertools.product(one, one):
+            backend.module.testing.assert_close(one[a][b], nested[0][a][b])
+            backend.module.testing.assert_close(one[a][b], one[b][a].T)
+
+
+def test_vmap_over_labels_cannot_read_them(backend: Backend) -> None:
+    torch = backend.module
+    x = backend.asarray([[1.0, 2.0], [3.0, 4.0]])
+    y = backend.asarray([[1, 0], [1, 1]], "int8")
+    mean = torch.vmap(loss)(x, y)
+    assert mean.isnan().tolist() == [True, False]
+    assert mean[1] == 3.5
+
+
+def test_one_compiled_function_takes_many_margins(backend: Backend) -> None:
+    torch = backend.module
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True)
+    y = backend.asarray([1, -1, -1, 1], "int64")
+    for margin in (1.0, 0.5, 2, 1.75):
+        x = backend.asarray([0.25, 0.25, 1.6, -2.0], "float32").requires_grad_()
+        value = compiled(x, y, margin)
+        value.backward()
+        plain = x.detach().clone().requires_grad_()
+        loss(plain, y, margin).backward()
+        torch.testing.assert_close(value, loss(plain, y, margin), rtol=1e-6, atol=0)
+        assert x.grad.tolist() == plain.grad.tolist()
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_compiled_with_weight_and_learnable_margin(backend: Backend, reduction: str) -> None:
+    torch = backend.module
+    torch.compiler.reset()
+    compiled = torch.compile(loss, fullgraph=True)
+    x = backend.asarray([0.25, 0.25, 1.6, float("nan")]).requires_grad_()
+    y = backend.asarray([1, -1, -1, 0], "int64")
+    margin = torch.nn.Parameter(backend.asarray(1.0))
+    weight = backend.asarray([1.0, 2.0, 3.0, 0.0]).requires_grad_()
+    found = []
+    for call in (compiled, loss):
+        value = call(x, y, margin, reduction, weight=weight)
+        found.append([value, *torch.autograd.grad(value.sum(), (x, margin, weight))])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_compiled_code_gives_nan_for_wrong_labels(backend: Backend) -> None:
+    torch = backend.module
+    torch.compiler.reset()
+    x, y = backend.asarray([1.0, 2.0]), backend.asarray([1, 0], "int8")
+    each = torch.compile(loss, fullgraph=True)(x, y, reduction="none")
+    assert each[0] == 1
+    assert each[1].isnan()
+
+
+def test_a_parameter_trains(backend: Backend) -> None:
+    torch = backend.module
+    margin = torch.nn.Parameter(backend.asarray(2.0))
+    optimizer = torch.optim.SGD([margin], lr=1.0)
+    x, y = backend.asarray([0.5, 0.5]), backend.asarray([1, -1], "int8")
+    loss(x, y, margin).backward()
+    optimizer.step()
+    assert margin.detach() == 1.5
+
+
+def test_labels_get_no_gradient(backend: Backend) -> None:
+    x = backend.asarray([1.0, 2.0]).requires_grad_()
+    y = backend.asarray([1.0, -1.0]).requires_grad_()
+    loss(x, y).backward()
+    assert y.grad is None
+
+
+def test_a_gradient_of_value_and_grad(backend: Backend) -> None:
+    """The transform can be differentiated again, by autograd."""
+    torch = backend.module
+    x, y = backend.asarray([2.0, 0.5]), backend.asarray([1, -1], "int8")
+    w = backend.asarray([1.0, 3.0]).requires_grad_()
+    value, gradient = xpl.value_and_grad(loss)(x, y, reduction="sum", weight=w)
+    assert torch.autograd.grad(gradient.sum(), w)[0].tolist() == [1, -1]
+    assert torch.autograd.grad(value, w)[0].tolist() == [2, 0.5]
+
+
+def test_fake_and_meta_tensors_have_shapes_only(backend: Backend) -> None:
+    torch = backend.module
+    x = torch.empty(3, device="meta")
+    assert loss(x, x).shape == ()
+    assert loss(x, x, reduction="none").device.type == "meta"
+
+
+def test_saved_tensors_are_the_arguments(backend: Backend, arguments: dict[str, Any]) -> None:
+    torch = backend.module
+    leaves = {k: v.requires_grad_() if k != "label" else v for k, v in arguments.items()}
+    saved: list[Any] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        loss(**leaves)
+    own = {v.data_ptr() for v in leaves.values()}
+    assert {t.data_ptr() for t in saved} <= own
