@@ -3,20 +3,15 @@
 import importlib.util
 import os
 import sys
-from pathlib import Path
 from typing import Any
 
+import backends
 import pytest
+import routes
 from hypothesis import HealthCheck, settings
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
-
-ROOT = Path(__file__).parent
-sys.path.insert(0, str(ROOT / "tests"))
-
-import backends  # noqa: E402
-import routes  # noqa: E402
 
 settings.register_profile(
     "suite",
@@ -25,7 +20,9 @@ settings.register_profile(
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-settings.register_profile("long", settings.get_profile("suite"), max_examples=2000, derandomize=False)
+settings.register_profile(
+    "long", settings.get_profile("suite"), max_examples=2000, derandomize=False
+)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 
 
@@ -50,10 +47,11 @@ def pytest_report_header(config: pytest.Config) -> str:
     for name in _chosen(config):
         backend = backends.get(name)
         try:
-            version = getattr(backend.module, "__version__", None) or sys.modules[
-                backend.library
-            ].__version__
-        except Exception as error:  # noqa: BLE001
+            version = (
+                getattr(backend.module, "__version__", None)
+                or sys.modules[backend.library].__version__
+            )
+        except Exception as error:
             version = f"not here ({error})"
         lines.append(f"{name} {version}")
     return "backends: " + ", ".join(lines)
@@ -67,20 +65,36 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "backend" not in metafunc.fixturenames:
         return
     marker = metafunc.definition.get_closest_marker("library")
-    names = [n for n in _chosen(metafunc.config) if not marker or backends.Backend(n).library in marker.args]
+    names = [
+        n
+        for n in _chosen(metafunc.config)
+        if not marker or backends.Backend(n).library in marker.args
+    ]
     if "route" in metafunc.fixturenames:
         reverse = metafunc.definition.get_closest_marker("reverse_mode") is not None
-        pairs = [(n, r) for n in names for r in routes.names(backends.Backend(n).library, reverse=reverse)]
+        pairs = [
+            (n, r)
+            for n in names
+            for r in routes.names(backends.Backend(n).library, reverse=reverse)
+        ]
         metafunc.parametrize(("backend", "route"), pairs, indirect=True, scope="session")
     else:
         metafunc.parametrize("backend", names, indirect=True, scope="session")
 
 
+def _there(*modules: str) -> bool:
+    return all(importlib.util.find_spec(module) is not None for module in modules)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what belongs to libraries that were not chosen."""
-    empty = [item for item in items if "NOTSET" in item.name]
-    config.hook.pytest_deselected(items=empty)
-    items[:] = [item for item in items if item not in empty]
+    """Leave out what belongs to libraries that were not chosen, or to modules not installed."""
+    chosen, left_out = [], []
+    for item in items:
+        marker = item.get_closest_marker("needs")
+        misses = marker is not None and not _there(*marker.args)
+        (left_out if misses or "NOTSET" in item.name else chosen).append(item)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = chosen
 
 
 @pytest.fixture(scope="session")
@@ -112,18 +126,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-def _needs(*modules: str) -> bool:
-    return all(importlib.util.find_spec(module) is not None for module in modules)
-
-
-# Pages that use several libraries run where all of them are installed.
-_everywhere = _needs("numpy")
-_all_libraries = _needs("numpy", "torch", "jax", "dask")
-pytest_collect_file = Sybil(
-    parsers=[DocTestParser()],
-    patterns=["src/**/*.py"] if _everywhere else [],
-) + Sybil(
-    parsers=[PythonCodeBlockParser()],
-    patterns=["README.md", "docs/*.md"] if _all_libraries else [],
-)
-pytest_collect_file = pytest_collect_file.pytest()
+# Documented examples use NumPy; pages that show several libraries run where all are installed.
+_patterns = ["src/**/*.py"] if _there("numpy") else []
+_pages = ["README.md", "docs/*.md"] if _there("numpy", "torch", "jax", "dask") else []
+pytest_collect_file = (
+    Sybil(parsers=[DocTestParser()], patterns=_patterns)
+    + Sybil(parsers=[PythonCodeBlockParser()], patterns=_pages)
+).pytest()

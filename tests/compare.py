@@ -1,4 +1,4 @@
-"""Generic cases, and the comparison with the oracle that every test and every planted mistake uses."""
+"""Generic cases, and the comparison with the oracle that tests and planted mistakes share."""
 
 import itertools
 import math
@@ -107,7 +107,7 @@ def partners(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 @st.composite
 def cases(draw: Any, dtypes: tuple[str, ...] = ("float32", "float64")) -> Case:
-    """Draw a generic case. With a dissimilar pair in it, one such pair lies exactly at the margin."""
+    """Draw a generic case, in which one dissimilar pair lies exactly at the margin."""
     shape = draw(st.sampled_from(SHAPES))
     n = math.prod(shape)
     dtype = draw(st.sampled_from(dtypes))
@@ -148,7 +148,7 @@ def with_tie(case: Case) -> Case:
 
 def fixed_cases(dtype: str = "float32") -> list[Case]:
     """Cases that are the same on every run, over all reductions and kinds of margin and weight."""
-    rng = random.Random(20)  # noqa: S311
+    rng = random.Random(20)
     found = []
     for i, (shape, reduction) in enumerate(itertools.product([(7,), (3, 4)], REDUCTIONS)):
         n = math.prod(shape)
@@ -243,13 +243,11 @@ def check_gradient(
     check_like(backend, gradient, arrays[argument], small)
     exact = summed_to(case.answer(cotangent).gradients[argument], case.shape, small)
     summed = argument == "weight" or small != case.shape or case.reduction == "mean"
-    check_close(
-        backend.tolist(gradient), exact, case.dtype, _sum_roundings(case) if summed else 4
-    )
+    check_close(backend.tolist(gradient), exact, case.dtype, _sum_roundings(case) if summed else 4)
 
 
 def cotangents(case: Case, seed: int = 3) -> list[float]:
     """Random cotangents: a unit one would hide bugs."""
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     n = math.prod(case.shape) if case.reduction == "none" else 1
     return [rng.choice([-1, 1]) * rng.randint(8, 63) / 16 for _ in range(n)]

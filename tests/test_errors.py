@@ -1,4 +1,4 @@
-"""Bad input as a table: what is passed, the exception, the whole text; the same on every backend."""
+"""Bad input as a table: what is passed, the exception, the whole text, on every backend."""
 
 from collections.abc import Callable
 from typing import Any
@@ -79,13 +79,17 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
     "bool label": (
         _call(label=_of([True, False, True, True], "bool")),
         TypeError,
-        "`label` has dtype bool;" + LABELS + " If True stands for similar and False for dissimilar, "
+        "`label` has dtype bool;"
+        + LABELS
+        + " If True stands for similar and False for dissimilar, "
         + SIGNS,
     ),
     "unsigned label": (
         _call(label=_of([1, 0, 1, 1], "uint8")),
         TypeError,
-        "`label` has dtype uint8;" + LABELS + " If 1 stands for similar and 0 for dissimilar, "
+        "`label` has dtype uint8;"
+        + LABELS
+        + " If 1 stands for similar and 0 for dissimilar, "
         + SIGNS,
     ),
     "complex label": (
@@ -243,7 +247,9 @@ def test_wrong_labels(backend: Backend, row: str) -> None:
 
 def test_another_library(backend: Backend) -> None:
     if backend.library == "numpy":
-        array_api_strict = pytest.importorskip("array_api_strict", reason="by the matrix: no partner")
+        array_api_strict = pytest.importorskip(
+            "array_api_strict", reason="by the matrix: no partner"
+        )
         other, theirs = array_api_strict.asarray([1.0] * 4), "array_api_strict"
     else:
         other, theirs = backend.np.ones(4, "float32"), "numpy"
@@ -299,7 +305,8 @@ def test_transforms_refuse(backend: Backend) -> None:
     x, y = _x(backend), _y(backend)
     call = {"input": x, "label": y}
     rows: list[tuple[Any, Any, Any, type[Exception], str]] = [
-        (loss, "label", {}, TypeError, NAME[:-2] + " has no gradient in `label`, which is a label."),
+        (loss, "label", {}, TypeError, NAME[:-2]
+         + " has no gradient in `label`, which is a label."),
         (loss, 1, {}, TypeError, NAME[:-2] + " has no gradient in `label`, which is a label."),
         (loss, "margin", {}, TypeError, NAME[:-2]
          + " has no gradient in `margin`, which is 1.0, not an array."),
@@ -340,7 +347,9 @@ def test_transforms_refuse_other_functions(function: Any) -> None:
 def test_a_cotangent_must_fit(backend: Backend) -> None:
     x, y = _x(backend), _y(backend)
     _, pullback = xpl.vjp(loss, x, y, reduction="none")
-    with pytest.raises(ValueError, match=r"`value` has shape \(4,\) but `cotangent` has shape \(\)"):
+    with pytest.raises(
+        ValueError, match=r"`value` has shape \(4,\) but `cotangent` has shape \(\)"
+    ):
         pullback(backend.asarray(1.0, "float32"))
     with pytest.raises(TypeError, match="`cotangent` has dtype float64 but `value` has"):
         pullback(backend.asarray([1.0] * 4))
@@ -352,7 +361,11 @@ def test_instances_check_their_parameters() -> None:
     rows: list[tuple[dict[str, Any], type[Exception], str]] = [
         ({"margin": "1"}, TypeError, "`margin` is a str; a finite real number is needed."),
         ({"margin": float("inf")}, ValueError, "`margin` is inf; a finite number is needed."),
-        ({"reduction": "max"}, ValueError, "`reduction` is 'max'; it must be 'none', 'sum' or 'mean'."),
+        (
+            {"reduction": "max"},
+            ValueError,
+            "`reduction` is 'max'; it must be 'none', 'sum' or 'mean'.",
+        ),
     ]
     for arguments, kind, text in rows:
         _check(xpl.HingeEmbeddingLoss, arguments, "HingeEmbeddingLoss: " + text, kind)

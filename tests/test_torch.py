@@ -32,7 +32,11 @@ def test_gradcheck(backend: Backend, arguments: dict[str, Any], reduction: str) 
         return loss(x, arguments["label"], margin, reduction, weight=weight)
 
     assert torch.autograd.gradcheck(
-        call, leaves, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+        call,
+        leaves,
+        check_forward_ad=True,
+        check_batched_grad=True,
+        check_batched_forward_grad=True,
     )
     assert torch.autograd.gradgradcheck(call, leaves, check_batched_grad=True)
 

@@ -134,7 +134,10 @@ def test_the_margin_is_rounded_in_half_precision(backend: Backend, dtype: str) -
     backend.require(dtype)
     x, y = backend.asarray([0.0, 1.0], dtype), backend.asarray([-1, -1], "int8")
     halfway = 1 + 2.0 ** (-11 if dtype == "float16" else -8)
-    for margin, kept in [(halfway, 1.0), (1 / 3, {"float16": 0.333251953125}.get(dtype, 0.333984375))]:
+    for margin, kept in [
+        (halfway, 1.0),
+        (1 / 3, {"float16": 0.333251953125}.get(dtype, 0.333984375)),
+    ]:
         assert backend.tolist(loss(x, y, margin, reduction="none")) == [kept, 0]
     tiny = 2.0**-24 if dtype == "float16" else 2.0**-126
     if backend.has("subnormals"):

@@ -188,7 +188,7 @@ def _check_partner(
 
 def _unknown(*shapes: tuple[Any, ...]) -> bool:
     """Whether a lazy library does not know a size yet: it is None or NaN."""
-    return any(size is None or size != size for shape in shapes for size in shape)  # noqa: PLR0124
+    return any(size is None or math.isnan(size) for shape in shapes for size in shape)
 
 
 def _fail_not_array(name: str, argument: str, value: object) -> NoReturn:
@@ -211,9 +211,7 @@ def _fail_shape(
         pairs = math.prod(joint)
         msg += f" Broadcasting would compare {pairs} pairs, not {size}."
     if size == partner:
-        msg += (
-            f" Reshape one of them, e.g. `{argument} = xp.reshape({argument}, {who}.shape)`."
-        )
+        msg += f" Reshape one of them, e.g. `{argument} = xp.reshape({argument}, {who}.shape)`."
     elif joint == shape:
         msg += (
             f" If that is meant, say so: `{argument} = xp.broadcast_to({argument}, {who}.shape)`."
@@ -237,9 +235,7 @@ def _fail_label_dtype(name: str, argument: str, kind: str, dtype: Any) -> NoRetu
     )
     if kind in {"bool", "unsigned integer"}:
         true, false = ("True", "False") if kind == "bool" else ("1", "0")
-        msg += (
-            f" If {true} stands for similar and {false} for dissimilar, convert: {_TO_SIGNS}."
-        )
+        msg += f" If {true} stands for similar and {false} for dissimilar, convert: {_TO_SIGNS}."
     raise TypeError(msg)
 
 

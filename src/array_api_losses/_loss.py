@@ -28,8 +28,9 @@ class Loss:
     """A loss as data: its formula, its slopes and the roles of the arguments.
 
     `value(xp, *operands)` is the loss of each element. `slopes(xp, wanted, *operands)` is a tuple
-    with the partial derivative in each operand that is wanted, and None for the others. Operands are
-    the inputs, the label (1 or -1, in the dtype of the inputs; NaN gives NaN), then the parameters.
+    with the partial derivative in each operand that is wanted, and None for the others. Operands
+    are the inputs, the label (1 or -1, in the dtype of the inputs; NaN gives NaN), then the
+    parameters.
     """
 
     name: str
@@ -208,7 +209,7 @@ def gradients(
     seed: Any,
     slope_in_weight: Array | None,
 ) -> list[Array | None]:
-    """Return seed * (partial derivative) for each wanted argument of a prepared call, by element."""
+    """Return seed * (partial derivative) for each wanted argument, element by element."""
     slopes = call.loss.slopes(xp, wanted, *call.operands)
     found = [None if s is None else weighed(xp, call.weight, seed * s) for s in slopes]
     return [*found, None if slope_in_weight is None else seed * slope_in_weight]

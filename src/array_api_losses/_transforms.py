@@ -1,8 +1,8 @@
 """Functions of losses: `value_and_grad` and `vjp`, for every library.
 
-They follow `jax.value_and_grad` and `jax.vjp` in name and spirit, and take any loss of this package,
-function or instance. They use the slopes that stand beside the formula, so the library needs no
-automatic differentiation.
+They follow `jax.value_and_grad` and `jax.vjp` in name and spirit, and take any loss of this
+package, function or instance. They use the slopes that stand beside the formula, so the
+library needs no automatic differentiation.
 """
 
 import inspect

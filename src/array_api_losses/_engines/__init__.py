@@ -38,14 +38,18 @@ def _found(array: Any) -> Optional["Plain"]:
 def _engine_for(array: Any) -> "Plain":
     # An engine imports its library, so it is imported when the first array of that library comes.
     if compat.is_numpy_array(array):
-        from array_api_losses._engines.numpy import ENGINE
-    elif compat.is_jax_array(array):
-        from array_api_losses._engines.jax import ENGINE
-    elif compat.is_dask_array(array):
-        from array_api_losses._engines.dask import ENGINE
-    else:
-        from array_api_losses._engines.plain import Plain
+        from array_api_losses._engines import numpy
 
-        xp = compat.array_namespace(array)
-        return _BY_NAMESPACE.setdefault(xp.__name__, Plain(xp))
-    return ENGINE
+        return numpy.ENGINE
+    if compat.is_jax_array(array):
+        from array_api_losses._engines import jax
+
+        return jax.ENGINE
+    if compat.is_dask_array(array):
+        from array_api_losses._engines import dask
+
+        return dask.ENGINE
+    from array_api_losses._engines.plain import Plain
+
+    xp = compat.array_namespace(array)
+    return _BY_NAMESPACE.setdefault(xp.__name__, Plain(xp))

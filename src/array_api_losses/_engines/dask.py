@@ -4,7 +4,7 @@ Chunks may be of any library and of unknown size, so labels are never read: a wr
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import array_api_compat.dask.array as xp
 import dask.array as da
@@ -88,8 +88,7 @@ def _finished(call: Call, sums: Array) -> Array:
 
 
 def _finish(sums: Array, call: Call, dtype: Any) -> Array:
-    engine = engine_of(sums)
-    assert engine is not None
+    engine = _engine(sums)
     with engine.quiet():
         return _loss.finished(engine.xp, call.reduction, sums[0], sums[1], dtype)
 
@@ -129,9 +128,11 @@ def _gradient(*arguments: Any, call: Call, wanted: tuple[bool, ...]) -> Array:
 
 def _chunk(call: Call, arguments: Sequence[Any]) -> tuple[Plain, Call]:
     """Return the engine of a chunk, and the call on this chunk."""
-    engine = engine_of(arguments[0])
-    assert engine is not None
-    return engine, call.with_arguments(tuple(arguments))
+    return _engine(arguments[0]), call.with_arguments(tuple(arguments))
+
+
+def _engine(chunk: Array) -> Plain:
+    return cast("Plain", engine_of(chunk))
 
 
 ENGINE = Dask(xp)

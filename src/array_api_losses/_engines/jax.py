@@ -28,9 +28,7 @@ class _Static(NamedTuple):
     trusted: bool
 
     def call(self, arguments: tuple[Any, ...]) -> Call:
-        return Call(
-            self.loss, arguments[:-1], arguments[-1], self.reduction, None, self.trusted
-        )
+        return Call(self.loss, arguments[:-1], arguments[-1], self.reduction, None, self.trusted)
 
 
 def _static(call: Call) -> _Static:

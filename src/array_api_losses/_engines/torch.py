@@ -30,7 +30,7 @@ FASTER[xp.__name__] = {"sign": _sign}
 
 @dataclass(frozen=True)
 class _Static:
-    """What a call is, beside its tensors. (No tuple: `torch.func` would take that apart.)"""
+    """What a call is, beside its tensors. No tuple: `torch.func` would take that apart."""
 
     loss: Loss
     reduction: str
@@ -38,12 +38,8 @@ class _Static:
     numbers: tuple[Any, ...]
 
     def call(self, tensors: tuple[Any, ...]) -> Call:
-        arguments = tuple(
-            n if t is None else t for n, t in zip(self.numbers, tensors, strict=True)
-        )
-        return Call(
-            self.loss, arguments[:-1], arguments[-1], self.reduction, None, self.trusted
-        )
+        arguments = tuple(n if t is None else t for n, t in zip(self.numbers, tensors, strict=True))
+        return Call(self.loss, arguments[:-1], arguments[-1], self.reduction, None, self.trusted)
 
 
 class _Compiled(torch.autograd.Function):
@@ -75,7 +71,7 @@ class _Transformed(_Compiled):
     def jvp(ctx: Any, _: None, *tangents: Any) -> Any:
         # PyTorch switches forward mode off in here, so that a forward pass around this one would
         # silently see zeros (pytorch#197867). With it on, this level must be taken off the tensors.
-        with forward_ad._set_fwd_grad_enabled(True):
+        with forward_ad._set_fwd_grad_enabled(mode=True):
             saved = tuple(t if t is None else unpack_dual(t).primal for t in ctx.saved_tensors)
             return _loss.pushforward(xp, ctx.static.call(saved), tangents, ENGINE.run)
 
@@ -99,9 +95,7 @@ class Torch(Plain):
             return _loss.value(xp, call)
         arguments = call.arguments
         tensors = tuple(a if isinstance(a, torch.Tensor) else None for a in arguments)
-        numbers = tuple(
-            None if isinstance(a, torch.Tensor) else a for a in arguments
-        )
+        numbers = tuple(None if isinstance(a, torch.Tensor) else a for a in arguments)
         static = _Static(call.loss, call.reduction, call.trusted, numbers)
         return rule.apply(static, *tensors)
 

@@ -1,0 +1,114 @@
+"""The package as such: its names, what importing it costs, and its immutable instances."""
+
+import copy
+import dataclasses
+import importlib.metadata
+import inspect
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from backends import FEATURES, NAMES, Backend
+
+import array_api_losses as xpl
+
+LIBRARIES = ("numpy", "torch", "jax", "dask", "cupy", "array_api_strict", "numba")
+
+
+def test_importing_it_imports_no_array_library() -> None:
+    code = f"import sys, array_api_losses; print([m for m in {LIBRARIES!r} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_the_only_hard_dependency() -> None:
+    needed = importlib.metadata.requires("array-api-losses") or []
+    assert [name for name in needed if "extra ==" not in name] == ["array-api-compat>=1.12"]
+    assert importlib.metadata.version("array-api-losses") == xpl.__version__
+
+
+def test_every_public_name_is_documented() -> None:
+    for name in xpl.__all__:
+        assert inspect.getdoc(getattr(xpl, name))
+    assert xpl.__all__ == sorted(xpl.__all__, key=lambda n: (n[0].islower(), n))
+
+
+def test_the_order_of_arguments_is_that_of_paddle() -> None:
+    names = list(inspect.signature(xpl.hinge_embedding_loss).parameters)
+    assert names == ["input", "label", "margin", "reduction", "name", "weight"]
+    assert list(inspect.signature(xpl.HingeEmbeddingLoss).parameters) == names[2:5]
+
+
+def test_instances_are_values() -> None:
+    a, b = xpl.HingeEmbeddingLoss(2.0, "sum", "pairs"), xpl.HingeEmbeddingLoss(2.0, "sum", "pairs")
+    assert a == b
+    assert len({a, b, xpl.HingeEmbeddingLoss()}) == 2
+    assert repr(a) == "HingeEmbeddingLoss(margin=2.0, reduction='sum', name='pairs')"
+    assert pickle.loads(pickle.dumps(a)) == copy.deepcopy(a) == a
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        a.margin = 3.0
+
+
+def test_an_instance_calls_the_function(backend: Backend) -> None:
+    x, y = backend.asarray([1.0, 0.5]), backend.asarray([1, -1], "int8")
+    w = backend.asarray([1.0, 3.0])
+    loss = xpl.HingeEmbeddingLoss(2.0, "none")
+    expected = [1, 4.5]
+    assert backend.tolist(loss(x, y, weight=w)) == expected
+    assert backend.tolist(loss.forward(input=x, label=y, weight=w)) == expected
+    assert backend.tolist(pickle.loads(pickle.dumps(loss))(x, y, weight=w)) == expected
+    function = pickle.loads(pickle.dumps(xpl.hinge_embedding_loss))
+    assert backend.tolist(function(x, y, 2.0, "none", weight=w)) == expected
+
+
+@pytest.mark.library("numpy")
+def test_a_subclass_of_an_array_is_an_array(backend: Backend) -> None:
+
+    class Mine(backend.np.ndarray):
+        pass
+
+    x = backend.asarray([1.0, 0.5]).view(Mine)
+    y = backend.asarray([1, -1], "int8")
+    assert backend.tolist(xpl.hinge_embedding_loss(x, y)) == [0.75]
+    x.flags.writeable = y.flags.writeable = False
+    assert backend.tolist(xpl.hinge_embedding_loss(x, y)) == [0.75]
+
+
+@pytest.mark.library("numpy")
+def test_scalars_of_numpy_are_arrays(backend: Backend) -> None:
+    value = xpl.hinge_embedding_loss(backend.np.float32(0.25), backend.np.int64(-1))
+    assert value == 0.75
+    assert type(value) is backend.np.float32
+
+
+@pytest.mark.library("dask")
+def test_dask_computes_nothing_inside_of_a_call(backend: Backend) -> None:
+    import dask
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError
+
+    x, y = backend.asarray([1.0] * 12), backend.asarray([-1] * 12, "int8")
+    w = backend.asarray([2.0] * 12)
+    unknown = x[x > 0]
+    with dask.config.set(scheduler=refuse):
+        lazy = [
+            xpl.hinge_embedding_loss(x, y),
+            xpl.hinge_embedding_loss(x, y.rechunk(5), 2.0, "none", weight=w),
+            *xpl.value_and_grad(xpl.hinge_embedding_loss, ("input", "weight"))(x, y, weight=w)[1],
+            xpl.hinge_embedding_loss(unknown, unknown),
+        ]
+        with pytest.raises(AssertionError):
+            lazy[0].compute()
+    assert [float(value.compute().sum()) for value in lazy] == [0, 24, 0, 0, 1]
+    few, many = (
+        len(xpl.hinge_embedding_loss(x.rechunk(n), y.rechunk(n)).__dask_graph__()) for n in (4, 2)
+    )
+    assert many <= 2 * few
+
+
+def test_the_matrix_is_complete() -> None:
+    for row in FEATURES.values():
+        assert tuple(row) == NAMES
