@@ -13,6 +13,9 @@ from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
 
+# Before anything imports JAX: the suite tests float64 too.
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+
 settings.register_profile(
     "suite",
     deadline=None,

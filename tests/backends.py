@@ -6,7 +6,6 @@ skip fails the run.
 """
 
 import importlib
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -66,8 +65,6 @@ class Backend:
     @cached_property
     def module(self) -> Any:
         """The library itself; an ImportError, or no device, where it is not there."""
-        if self.library == "jax":
-            os.environ.setdefault("JAX_ENABLE_X64", "1")
         module = importlib.import_module(_MODULES[self.library])
         if self.library == "cupy":
             module.cuda.Device().use()
