@@ -89,6 +89,14 @@ def test_wrong_labels_in_a_trace(backend: Backend) -> None:
         jax.grad(loss)(x, y)
 
 
+def test_labels_have_slope_zero(backend: Backend) -> None:
+    import jax
+
+    x, y = backend.asarray([1.0, 0.5]), backend.asarray([1.0, -1.0])
+    assert jax.grad(loss, 1)(x, y).tolist() == [0, 0]
+    assert jax.grad(loss, (0, 1))(x, y)[0].tolist() == [0.5, -0.5]
+
+
 def test_vmap_over_everything(backend: Backend) -> None:
     import jax
 

@@ -77,6 +77,15 @@ def test_a_subclass_of_an_array_is_an_array(backend: Backend) -> None:
 
 
 @pytest.mark.library("numpy")
+def test_arrays_of_objects_are_refused(backend: Backend) -> None:
+    x = backend.np.asarray([1.0, None])
+    with pytest.raises(TypeError) as caught:
+        xpl.hinge_embedding_loss(x, x)
+    text = "hinge_embedding_loss: `input` has dtype object; it must be real floating."
+    assert str(caught.value) == text
+
+
+@pytest.mark.library("numpy")
 def test_scalars_of_numpy_are_arrays(backend: Backend) -> None:
     value = xpl.hinge_embedding_loss(backend.np.float32(0.25), backend.np.int64(-1))
     assert value == 0.75

@@ -125,6 +125,9 @@ def test_labels_get_no_gradient(backend: Backend) -> None:
     y = backend.asarray([1.0, -1.0]).requires_grad_()
     loss(x, y).backward()
     assert y.grad is None
+    y = y.detach()
+    _, tangent = backend.module.func.jvp(lambda y: loss(x.detach(), y), (y,), (y,))
+    assert tangent == 0
 
 
 def test_a_gradient_of_value_and_grad(backend: Backend) -> None:

@@ -243,7 +243,7 @@ def pushforward(
     tangents: tuple[Array | None, ...],
     value: Callable[[Call], Array],
 ) -> Array:
-    """Return the tangent of the result for the given tangents of the arguments, not all None."""
+    """Return the tangent of the result for tangents of the arguments; None, and a label, is 0."""
     original, call = call, prepared(xp, call)
     weight = call.weight
     wanted = tuple(t is not None for t in tangents)
@@ -259,6 +259,7 @@ def pushforward(
             terms.append(weighed(xp, weight, slope) * flow)
     if wanted[-1]:
         terms.append(_slope_in_weight(xp, original, value) * tangents[-1])
+    terms = terms or [xp.zeros_like(call.operands[0])]
     return reduced(xp, call, sum(terms[1:], terms[0]))
 
 

@@ -48,11 +48,8 @@ def _attached(call: Call) -> Array:
 @partial(_value.__wrapped__.defjvp, symbolic_zeros=True)
 def _jvp(static: _Static, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
     call = static.call(primals[0])
-    result = _attached(call)
     flows = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents[0])
-    if all(flow is None for flow in flows):
-        return result, jnp.zeros_like(result)
-    return result, _loss.pushforward(jnp, call, flows, _attached)
+    return _attached(call), _loss.pushforward(jnp, call, flows, _attached)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
