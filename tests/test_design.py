@@ -1,4 +1,4 @@
-"""A second loss, of two inputs and written here alone, runs through the shared pipeline as it is."""
+"""A second loss, of two inputs and defined here alone, runs through the shared pipeline."""
 
 from typing import Any
 
