@@ -130,7 +130,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 # Documented examples use NumPy; pages that show several libraries run where all are installed.
-_patterns = ["src/**/*.py"] if _there("numpy") else []
+_patterns = ["src/*/*.py", "src/*/*/*.py"] if _there("numpy") else []
 _pages = ["README.md", "docs/*.md"] if _there("numpy", "torch", "jax", "dask") else []
 pytest_collect_file = (
     Sybil(parsers=[DocTestParser()], patterns=_patterns)

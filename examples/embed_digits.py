@@ -4,7 +4,7 @@ A small network sends scikit-learn's 1,797 scanned digits to points of the plane
 told whether two scans show the same digit (label 1) or not (label -1); hinge embedding loss pulls
 the points of similar scans together and pushes those of dissimilar scans a margin apart. ::
 
-    pip install "array-api-losses[examples]"
+    python -m pip install ".[examples]"
     python examples/embed_digits.py
     python examples/embed_digits.py --backend torch --output digits.png
 

@@ -13,7 +13,7 @@ NAME = "hinge_embedding_loss: "
 NUMBER = " it must be real floating. Convert it, e.g. `input = xp.astype(input, xp.float32)`."
 LABELS = " it must hold 1 and -1 in a signed integer or real floating dtype."
 SIGNS = "convert: `label = 2 * xp.astype(label, xp.int8) - 1`."
-SAME = "it must have the same"
+FORMS = " It is a position, a name or a tuple of these."
 
 Make = Callable[[Backend], dict[str, Any]]
 
@@ -123,12 +123,12 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
     "margin is a string": (
         _call(margin=lambda b: "1"),
         TypeError,
-        "`margin` is a str; a finite real number is needed.",
+        "`margin` is a str; a finite real number or an array of the dtype of the input is needed.",
     ),
     "margin is a bool": (
         _call(margin=lambda b: True),
         TypeError,
-        "`margin` is a bool; a finite real number is needed.",
+        "`margin` is a bool; a finite real number or an array of the dtype of the input is needed.",
     ),
     "margin is NaN": (
         _call(margin=lambda b: float("nan")),
@@ -179,8 +179,8 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
     ),
     "reduction is None": (
         _call(reduction=lambda b: None),
-        ValueError,
-        "`reduction` is None; it must be 'none', 'sum' or 'mean'.",
+        TypeError,
+        "`reduction` is a NoneType; it must be 'none', 'sum' or 'mean'.",
     ),
 }
 WRONG_LABELS: dict[str, tuple[Make, str]] = {
@@ -301,10 +301,15 @@ def test_suggested_conversions(backend: Backend) -> None:
     assert backend.tolist(loss(x, xp.asarray(backend.np.asarray([1, -1, 1, 1])))) == [2.0]
 
 
-def test_transforms_refuse(backend: Backend) -> None:
-    x, y = _x(backend), _y(backend)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_transforms_refuse(backend: Backend, dtype: str) -> None:
+    x, y = backend.asarray([0.0, 0.5, 1.0, 1.5], dtype), _y(backend)
     call = {"input": x, "label": y}
     rows: list[tuple[Any, Any, Any, type[Exception], str]] = [
+        (loss, ["input"], {}, ValueError, "`argnums` is ['input'], but the arguments of"
+         " hinge_embedding_loss are input, label, margin, reduction, name, weight." + FORMS),
+        (loss, True, {}, ValueError, "`argnums` is True, but the arguments of"
+         " hinge_embedding_loss are input, label, margin, reduction, name, weight." + FORMS),
         (loss, "label", {}, TypeError, NAME[:-2]
          + " has no gradient in `label`, which is a label."),
         (loss, 1, {}, TypeError, NAME[:-2] + " has no gradient in `label`, which is a label."),
@@ -317,11 +322,11 @@ def test_transforms_refuse(backend: Backend) -> None:
         (loss, "reduction", {}, TypeError, NAME[:-2]
          + " has no gradient in `reduction`, which is an option."),
         (loss, "target", {}, ValueError, "`argnums` is 'target', but the arguments of"
-         " hinge_embedding_loss are input, label, margin, reduction, name, weight."),
+         " hinge_embedding_loss are input, label, margin, reduction, name, weight." + FORMS),
         (loss, 6, {}, ValueError, "`argnums` is 6, but the arguments of"
-         " hinge_embedding_loss are input, label, margin, reduction, name, weight."),
+         " hinge_embedding_loss are input, label, margin, reduction, name, weight." + FORMS),
         (xpl.HingeEmbeddingLoss(), "margin", {}, ValueError, "`argnums` is 'margin', but the"
-         " arguments of HingeEmbeddingLoss are input, label, weight."),
+         " arguments of HingeEmbeddingLoss are input, label, weight." + FORMS),
     ]  # fmt: skip
     for which, argnums, more, kind, text in rows:
         with pytest.raises(kind) as caught:
@@ -332,7 +337,7 @@ def test_transforms_refuse(backend: Backend) -> None:
         assert str(caught.value) == "vjp: " + text
 
 
-@pytest.mark.parametrize("function", [lambda x: x, "abc", xpl.HingeEmbeddingLoss])
+@pytest.mark.parametrize("function", [lambda x: x, "abc"])
 def test_transforms_refuse_other_functions(function: Any) -> None:
     name = getattr(function, "__name__", repr(function))
     _check(
@@ -344,11 +349,24 @@ def test_transforms_refuse_other_functions(function: Any) -> None:
     )
 
 
+def test_transforms_refuse_a_class() -> None:
+    text = "vjp: HingeEmbeddingLoss is a class; pass an instance, `HingeEmbeddingLoss(...)`."
+    _check(xpl.vjp, {"loss": xpl.HingeEmbeddingLoss}, text, TypeError)
+
+
+def test_a_reduction_that_is_an_array(backend: Backend) -> None:
+    x, y = _x(backend), _y(backend)
+    with pytest.raises(
+        TypeError, match=r"`reduction` is a \w+; it must be 'none', 'sum' or 'mean'"
+    ):
+        loss(x, y, 1.0, x)
+
+
 def test_a_cotangent_must_fit(backend: Backend) -> None:
     x, y = _x(backend), _y(backend)
     _, pullback = xpl.vjp(loss, x, y, reduction="none")
     with pytest.raises(
-        ValueError, match=r"`value` has shape \(4,\) but `cotangent` has shape \(\)"
+        ValueError, match=r"`cotangent` has shape \(\), but the value has shape \(4,\)"
     ):
         pullback(backend.asarray(1.0, "float32"))
     with pytest.raises(TypeError, match="`cotangent` has dtype float64 but `value` has"):

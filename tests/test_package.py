@@ -7,6 +7,7 @@ import inspect
 import pickle
 import subprocess
 import sys
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -83,6 +84,29 @@ def test_arrays_of_objects_are_refused(backend: Backend) -> None:
         xpl.hinge_embedding_loss(x, x)
     text = "hinge_embedding_loss: `input` has dtype object; it must be real floating."
     assert str(caught.value) == text
+
+
+@pytest.mark.library("numpy")
+def test_masked_arrays_are_refused(backend: Backend) -> None:
+    x = backend.np.ma.masked_array([1.0, 2.0], [False, True])
+    y = backend.np.ones(2)
+    with pytest.raises(TypeError, match="`input` is a MaskedArray, whose mask would be lost"):
+        xpl.hinge_embedding_loss(x, y)
+    assert xpl.hinge_embedding_loss(x.data, y, weight=~x.mask) == 1
+
+
+@pytest.mark.library("numpy")
+def test_any_rational_margin(backend: Backend) -> None:
+    for dtype in ("float32", "float64"):
+        x, y = backend.asarray([0.25], dtype), backend.asarray([-1], "int8")
+        for margin in (Fraction(3, 4), backend.np.float32(0.75), backend.np.float64(0.75)):
+            assert xpl.hinge_embedding_loss(x, y, margin) == 0.5
+
+
+def test_forward_can_be_differentiated(backend: Backend) -> None:
+    x, y = backend.asarray([1.0, 2.0]), backend.asarray([1, 1], "int8")
+    value, _ = xpl.value_and_grad(xpl.HingeEmbeddingLoss().forward)(x, y)
+    assert backend.tolist(value) == [1.5]
 
 
 @pytest.mark.library("numpy")

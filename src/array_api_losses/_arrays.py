@@ -67,15 +67,20 @@ def agree(call: "Call") -> tuple["Plain", "Call"]:
 
 def check_reduction(name: str, reduction: object) -> None:
     """Refuse a reduction that is none of the three."""
+    if not isinstance(reduction, str):
+        kind = type(reduction).__name__
+        msg = f"{name}: `reduction` is a {kind}; it must be 'none', 'sum' or 'mean'."
+        raise TypeError(msg)
     if reduction not in REDUCTIONS:
         msg = f"{name}: `reduction` is {reduction!r}; it must be 'none', 'sum' or 'mean'."
         raise ValueError(msg)
 
 
-def check_number(name: str, argument: str, value: object) -> None:
+def check_number(name: str, argument: str, value: object, alternative: str = "") -> None:
     """Refuse a parameter that is not a finite real number."""
     if isinstance(value, bool) or not isinstance(value, Real):
-        msg = f"{name}: `{argument}` is a {type(value).__name__}; a finite real number is needed."
+        kind = type(value).__name__
+        msg = f"{name}: `{argument}` is a {kind}; a finite real number {alternative}is needed."
         raise TypeError(msg)
     if value - value != 0:  # not `isfinite`, which TorchDynamo cannot ask of a traced number
         msg = f"{name}: `{argument}` is {float(value)}; a finite number is needed."
@@ -137,7 +142,7 @@ def _checked_parameter(
     name: str, engine: "Plain", who: str, first: Any, argument: str, parameter: Any
 ) -> Any:
     if isinstance(parameter, Real) or engine_of(parameter) is None:
-        check_number(name, argument, parameter)
+        check_number(name, argument, parameter, "or an array of the dtype of the input ")
         return engine.number(name, argument, parameter, first)
     _check_same_home(name, engine, who, first, argument, parameter)
     parameter = engine.strengthened(parameter, first.dtype)
@@ -197,6 +202,11 @@ def _fail_not_array(name: str, argument: str, value: object) -> NoReturn:
         f"{name}: `{argument}` is a {kind}, not an array. Make it one of the library you work in,"
         f" e.g. `{argument} = xp.asarray({argument})`."
     )
+    if kind == "MaskedArray":
+        msg = (
+            f"{name}: `{argument}` is a MaskedArray, whose mask would be lost. Pass the data, and"
+            f" the mask as a weight: `{argument} = {argument}.data` and `weight = ~mask`."
+        )
     raise TypeError(msg)
 
 
@@ -266,4 +276,8 @@ def check_cotangent(engine: "Plain", value: Any, cotangent: Any) -> None:
     if cotangent.dtype != value.dtype:
         _fail_dtype(name, "value", value.dtype, "cotangent", cotangent.dtype)
     if cotangent.shape != value.shape and not _unknown(cotangent.shape, value.shape):
-        _fail_shape(name, "value", value.shape, "cotangent", cotangent.shape)
+        msg = (
+            f"{name}: `cotangent` has shape {tuple(cotangent.shape)}, but the value has shape"
+            f" {tuple(value.shape)}; they must be the same."
+        )
+        raise ValueError(msg)

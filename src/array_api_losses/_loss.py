@@ -80,8 +80,7 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
 
     @wraps(bind)
     def loss(*args: P.args, **kwargs: P.kwargs) -> Array:
-        call = bind(*args, **kwargs)
-        engine, call = agree(call)
+        engine, call = agree(bind(*args, **kwargs))
         return engine.value(call)
 
     loss.__annotations__["return"] = Array

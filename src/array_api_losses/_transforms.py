@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from array_api_losses._arrays import agree, check_cotangent
-from array_api_losses._loss import Array, Call
+from array_api_losses._loss import Array, Call, LossInstance
 
 Argnums: TypeAlias = int | str | tuple[int | str, ...]
 
@@ -114,8 +114,12 @@ def vjp(
 
 
 def _binder(transform: str, loss: Any) -> Callable[..., Call]:
+    loss = getattr(loss, "__self__", loss)  # of `instance.forward`, the instance
+    if isinstance(loss, type) and issubclass(loss, LossInstance):
+        msg = f"{transform}: {loss.__name__} is a class; pass an instance, `{loss.__name__}(...)`."
+        raise TypeError(msg)
     bind: Callable[..., Call] | None = getattr(loss, "bind", None)
-    if bind is None or isinstance(loss, type):
+    if bind is None:
         msg = (
             f"{transform}: {getattr(loss, '__name__', repr(loss))} is not a loss of"
             f" array_api_losses. For other functions use the transform of your framework,"
@@ -135,15 +139,15 @@ def _names(
     parameters = tuple(inspect.signature(loss).parameters)
     chosen = []
     for argnum in argnums if isinstance(argnums, tuple) else (argnums,):
-        if isinstance(argnum, int) and -len(parameters) <= argnum < len(parameters):
+        if type(argnum) is int and -len(parameters) <= argnum < len(parameters):
             chosen.append(parameters[argnum])
-        elif argnum in parameters:
-            chosen.append(str(argnum))
+        elif isinstance(argnum, str) and argnum in parameters:
+            chosen.append(argnum)
         else:
             who = getattr(loss, "__name__", type(loss).__name__)
             msg = (
                 f"{transform}: `argnums` is {argnum!r}, but the arguments of {who} are"
-                f" {', '.join(parameters)}."
+                f" {', '.join(parameters)}. It is a position, a name or a tuple of these."
             )
             raise ValueError(msg)
     return tuple(chosen)
@@ -154,8 +158,9 @@ def _wanted(transform: str, call: Call, names: tuple[str, ...]) -> tuple[bool, .
     arguments = dict(zip((*call.loss.operands, "weight"), call.arguments, strict=True))
     dtype = call.operands[0].dtype
     for name in names:
-        found = arguments.get(name)
-        if name == call.loss.label or getattr(found, "dtype", None) != dtype:
+        found: Any = arguments.get(name)
+        # Not `getattr(..., None)`: NumPy holds the dtype None to be its float64.
+        if name == call.loss.label or not hasattr(found, "dtype") or found.dtype != dtype:
             what = (
                 "a label"
                 if name == call.loss.label

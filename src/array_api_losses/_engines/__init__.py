@@ -28,8 +28,8 @@ def _found(array: Any) -> Optional["Plain"]:
         from array_api_losses._engines.torch import ENGINE
 
         return ENGINE
-    if not compat.is_array_api_obj(array):
-        return None
+    if not compat.is_array_api_obj(array) or type(array).__name__ == "MaskedArray":
+        return None  # a mask would be lost on the way; `weight` is the mask of a loss
     engine = _engine_for(array)
     _BY_TYPE[type(array)] = engine
     return engine

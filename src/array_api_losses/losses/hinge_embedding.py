@@ -102,12 +102,15 @@ def hinge_embedding_loss(
     -----
     Arguments never broadcast beyond the shape of `input`, and `input` and `label` not at all. The
     slope at ``x == margin`` with label -1 is 0 in every library. On size 0 "sum" is 0 and "mean" is
-    NaN. Lazy arrays stay lazy.
+    NaN, as it is where the weights sum to 0. Lazy arrays stay lazy.
 
     The order and meaning of the arguments are those of
-    ``paddle.nn.functional.hinge_embedding_loss``, which PyTorch shares but for `margin` and
-    `reduction`, keywords there. The loss stems from Hadsell, Chopra and LeCun, "Dimensionality
-    reduction by learning an invariant mapping", CVPR 2006, which squares both branches.
+    ``paddle.nn.functional.hinge_embedding_loss``. In PyTorch `label` is called `target`, and
+    `reduction` stands behind two deprecated arguments; name it when you come from there. In error
+    messages, ``xp`` is ``array_api_compat.array_namespace(input)``.
+
+    The loss stems from Hadsell, Chopra and LeCun, "Dimensionality reduction by learning an
+    invariant mapping", CVPR 2006, which squares both branches.
 
     Examples
     --------

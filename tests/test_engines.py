@@ -1,0 +1,133 @@
+"""Results do not depend on the engine: blocks of any size, layouts of any kind."""
+
+from typing import Any
+
+import pytest
+import routes
+from backends import Backend
+from compare import Case, cases, check_gradient, check_value, cotangents, fixed_cases
+from hypothesis import given
+
+import array_api_losses as xpl
+
+loss = xpl.hinge_embedding_loss
+pytestmark = pytest.mark.library("numpy")
+
+
+@pytest.fixture(params=[1, 3, 4, 5])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Cut even small arrays into many blocks."""
+    from array_api_losses._engines import numpy as engine
+
+    monkeypatch.setattr(engine, "BLOCK", request.param)
+    return request.param
+
+
+def _check(backend: Backend, case: Case) -> None:
+    check_value(backend, case)
+    for argument in case.differentiable:
+        check_gradient(backend, case, routes.ROUTES["vjp"], argument, cotangents(case))
+        check_gradient(backend, case, routes.ROUTES["value_and_grad"], argument, None)
+    everything = xpl.value_and_grad(loss, case.differentiable)
+    arrays = case.arrays(backend)
+    value, gradients = everything(**arrays, reduction=case.reduction)
+    check_value(backend, case, lambda **_: value)
+    for argument, gradient in zip(case.differentiable, gradients, strict=True):
+        check_gradient(backend, case, lambda *_, g=gradient: g, argument, None)
+
+
+def test_blocks_on_fixed_cases(backend: Backend, block: int) -> None:
+    assert block
+    for case in [*fixed_cases(), *fixed_cases("float16")[::5], *fixed_cases("float64")[::5]]:
+        _check(backend, case)
+
+
+@given(case=cases())
+def test_blocks_on_generic_cases(backend: Backend, block: int, case: Case) -> None:
+    assert block
+    _check(backend, case)
+
+
+def _layouts(np: Any, a: Any) -> list[Any]:
+    """Return arrays that equal `a` and lie in memory in many ways."""
+    wide = np.repeat(a, 2, axis=-1)
+    frozen = a.copy()
+    frozen.flags.writeable = False
+    return [
+        a,
+        np.asfortranarray(a),
+        wide[..., ::2],
+        a[::-1, ::-1].copy()[::-1, ::-1],
+        np.swapaxes(np.swapaxes(a, 0, 1).copy(), 0, 1),
+        frozen,
+        a.astype(a.dtype.newbyteorder()),
+    ]
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_layouts(backend: Backend, block: int, reduction: str) -> None:
+    assert block
+    np = backend.np
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(3, 8)), rng.choice([-1, 1], size=(3, 8))
+    value, gradient = xpl.value_and_grad(loss)(x, y, reduction=reduction)
+    for one in _layouts(np, x):
+        for other in _layouts(np, y):
+            got, slope = xpl.value_and_grad(loss)(one, other, reduction=reduction)
+            np.testing.assert_allclose(got, value, rtol=1e-14)
+            np.testing.assert_array_equal(slope, gradient)
+            np.testing.assert_allclose(loss(one, other, reduction=reduction), value, rtol=1e-14)
+    still = np.broadcast_to(np.float64(0.25), (3, 8))
+    assert loss(still, np.broadcast_to(np.int8(-1), (3, 8))) == 0.75
+
+
+def test_a_wrong_label_in_a_late_block(backend: Backend, block: int) -> None:
+    assert block
+    np = backend.np
+    x, y = np.ones((4, 5)), np.ones((4, 5))
+    y[2, 3], y[3, 4] = 0, np.nan
+    text = "2 elements that are neither 1 nor -1; the first is 0.0 at index (2, 3)."
+    for call in (loss, xpl.value_and_grad(loss)):
+        for weight in (None, np.full((4, 5), 2.0)):
+            with pytest.raises(ValueError, match="neither 1 nor -1") as caught:
+                call(x, y, weight=weight)
+            assert text in str(caught.value)
+    mask = (y == 1).astype(float)
+    assert loss(x, y, weight=mask) == 1
+    assert loss(x, y, np.where(y == 1, 1, np.inf), weight=mask) == 1
+
+
+def test_sizes_around_a_block(backend: Backend) -> None:
+    from array_api_losses._engines.numpy import BLOCK
+
+    np = backend.np
+    rng = np.random.default_rng(6)
+    for size in (BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3):
+        x = rng.integers(-64, 64, size=size) / 32
+        y = rng.choice([-1, 1], size=size).astype("int8")
+        exact = np.where(y == 1, x, np.maximum(0, 1 - x))
+        np.testing.assert_array_equal(loss(x, y, reduction="none"), exact)
+        assert loss(x, y, reduction="sum") == exact.sum()
+        value, gradient = xpl.value_and_grad(loss)(x, y, reduction="sum")
+        assert value == exact.sum()
+        np.testing.assert_array_equal(gradient, np.where(y == 1, 1.0, -1.0 * (x < 1)))
+
+
+def test_a_forgotten_block_is_noticed(
+    backend: Backend, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from array_api_losses._engines import numpy as engine
+
+    whole = engine.NumPy._blocks
+
+    def first_only(*args: Any) -> Any:
+        yield next(whole(*args))
+
+    assert block
+    monkeypatch.setattr(engine.NumPy, "_blocks", first_only)
+    with pytest.raises(AssertionError):
+        for case in fixed_cases():
+            check_value(backend, case)
+    with pytest.raises(AssertionError):
+        for case in fixed_cases():
+            check_gradient(backend, case, routes.ROUTES["vjp"], "input", cotangents(case))
