@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
-from array_api_losses._arrays import agree, check_number, check_reduction, dtype_name
+from array_api_losses._arrays import agree, check_number, check_reduction
 
 Array: TypeAlias = Any
 P = ParamSpec("P")
@@ -112,7 +112,12 @@ class LossInstance:
 
 def accumulator(xp: Any, dtype: Any) -> Any:
     """Return the dtype in which elements of `dtype` are summed: at least float32."""
-    return xp.float32 if dtype_name(dtype) in {"float16", "bfloat16"} else dtype
+    return xp.float32 if getattr(dtype, "itemsize", None) in {1, 2} else dtype
+
+
+def cast(xp: Any, array: Array, dtype: Any) -> Array:
+    """Return the array in `dtype`, itself if it has it."""
+    return array if array.dtype == dtype else xp.astype(array, dtype)
 
 
 def prepared(xp: Any, call: Call) -> Call:
@@ -123,14 +128,14 @@ def prepared(xp: Any, call: Call) -> Call:
     at = call.position_of_label
     operands = list(call.operands)
     dtype, label = operands[0].dtype, operands[at]
-    y = xp.astype(label, dtype, copy=False)
+    y = cast(xp, label, dtype)
     if not call.trusted:
         y = xp.where((label == 1) | (label == -1), y, math.nan)
     for parameter in operands[at + 1 :]:
         if hasattr(parameter, "dtype"):
             y = y + xp.where(xp.isfinite(parameter), xp.zeros_like(parameter), math.nan)
     operands[at] = y
-    weight = None if call.weight is None else xp.astype(call.weight, dtype, copy=False)
+    weight = None if call.weight is None else cast(xp, call.weight, dtype)
     return call._replace(operands=tuple(operands), weight=weight, trusted=True)
 
 
@@ -169,7 +174,7 @@ def folded(xp: Any, call: Call, terms: Array) -> tuple[Array, Any]:
 def finished(xp: Any, reduction: str, total: Array, weights: Any, dtype: Any) -> Array:
     """Return the result for a sum of weighted losses and W."""
     total = _divided(xp, total, weights) if reduction == "mean" else total
-    return xp.astype(total, dtype, copy=False)
+    return cast(xp, total, dtype)
 
 
 def reduced(xp: Any, call: Call, terms: Array) -> Array:
@@ -196,9 +201,9 @@ def seed_of(xp: Any, call: Call, cotangent: Array | None, weights: Any) -> Any:
         return 1 if cotangent is None else cotangent
     dtype = call.operands[0].dtype
     wide = accumulator(xp, dtype)
-    seed = 1 if cotangent is None else xp.astype(cotangent, wide, copy=False)
+    seed = 1 if cotangent is None else cast(xp, cotangent, wide)
     seed = _divided(xp, seed, weights)
-    return xp.astype(seed, dtype, copy=False) if hasattr(seed, "dtype") else seed
+    return cast(xp, seed, dtype) if hasattr(seed, "dtype") else seed
 
 
 def gradients(
@@ -281,4 +286,4 @@ def summed_to(xp: Any, gradient: Array, shape: tuple[int, ...]) -> Array:
     extra = gradient.ndim - len(shape)
     axes = tuple(i for i in range(gradient.ndim) if i < extra or shape[i - extra] == 1)
     total = xp.sum(gradient, axis=axes, dtype=accumulator(xp, dtype))
-    return xp.reshape(xp.astype(total, dtype, copy=False), shape)
+    return xp.reshape(cast(xp, total, dtype), shape)

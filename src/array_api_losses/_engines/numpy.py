@@ -18,6 +18,9 @@ from array_api_losses._loss import Array, Call
 BLOCK = 2**17
 """Elements of a block: with fewer, the calls cost more than what they compute."""
 
+SMALL = 2**15
+"""Below this a number is finite in every dtype, and NumPy itself may round it."""
+
 
 class NumPy(Plain):
     """Arrays of one block or less take the plain path."""
@@ -55,6 +58,8 @@ class NumPy(Plain):
         # A NumPy scalar is a number and an array at once; one of the right dtype stays what it is.
         if hasattr(value, "dtype") and value.dtype == like.dtype:
             return value
+        if abs(value) < SMALL:
+            return float(like.dtype.type(float(value)))
         return super().number(name, argument, value, like)
 
     def device(self, array: Array) -> Any:
