@@ -145,6 +145,16 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
         ValueError,
         "`margin` is 1e+39, beyond the largest float32, 3.4028234663852886e+38.",
     ),
+    "margin is beyond every float": (
+        _call(margin=lambda b: 10**400),
+        ValueError,
+        "`margin` is inf, beyond the largest float32, 3.4028234663852886e+38.",
+    ),
+    "margin is an infinite scalar of NumPy": (
+        _call(margin=lambda b: b.np.float64("inf")),
+        ValueError,
+        "`margin` is inf; a finite number is needed.",
+    ),
     "margin has another dtype": (
         _call(margin=_of([1.0] * 4, "float64")),
         TypeError,

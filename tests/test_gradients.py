@@ -1,6 +1,9 @@
 """Gradients by every route: the oracle, central differences, the traced formula, the kink."""
 
+import importlib
+import itertools
 import math
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -221,3 +224,49 @@ def test_size_zero(backend: Backend) -> None:
     check_like(backend, in_input, x, (0, 3))
     check_like(backend, in_margin, x, (3,))
     check_close(backend.tolist(in_margin), [(0, 0)] * 3, "float64", 0)
+
+
+def test_extreme_weights_of_half_precision(backend: Backend) -> None:
+    """Sums and quotients of weights that float16 cannot hold do not spoil the gradient."""
+    backend.require("float16")
+    y = backend.asarray([1, -1, -1, -1], "int8")
+    for w in (2.0**-24, 65504.0):
+        x = backend.asarray([0.5, 0.25, 2.0, 0.75], "float16")
+        weight = backend.asarray([w] * 4, "float16")
+        value, gradients = xpl.value_and_grad(loss, ("input", "weight"))(x, y, weight=weight)
+        assert backend.tolist(value) == [0.375]
+        assert backend.tolist(gradients[0]) == [0.25, -0.25, 0, -0.25]
+        scale = Fraction(1, 4) / Fraction(w)
+        exact = [loss_ * scale for loss_ in (Fraction(1, 8), Fraction(3, 8), -Fraction(3, 8))]
+        if w > 1:  # 1 / W is beyond float16 for the others
+            expected = [(number, abs(number)) for number in exact]
+            check_close(backend.tolist(gradients[1])[:3], expected, "float16", 4)
+
+
+def test_the_margin_of_many_half_precision_elements(backend: Backend) -> None:
+    backend.require("float16")
+    n = 100_000
+    x, margin = backend.asarray([0.5] * n, "float16"), backend.asarray(1.0, "float16")
+    label = backend.asarray([-1] * n, "int8")
+    assert backend.tolist(xpl.value_and_grad(loss, "margin")(x, label, margin)[1]) == [1]
+
+
+def test_subnormal_weights(backend: Backend) -> None:
+    """1 / W overflows; w / W does not."""
+    backend.require("subnormals")
+    w = backend.asarray([2.0**-1074, 3 * 2.0**-1074])
+    x, y = backend.asarray([0.5, 0.25]), backend.asarray([1, -1], "int8")
+    assert backend.tolist(xpl.value_and_grad(loss)(x, y, weight=w)[1]) == [0.25, -0.75]
+
+
+def test_what_is_left_out_stays_out_of_second_derivatives(backend: Backend) -> None:
+    """The Hessian of the squared loss is 2 g g^T, also beside a NaN of zero weight."""
+    backend.require("own autodiff")
+    x, y = backend.asarray([0.5, NAN, 0.25]), backend.asarray([1, -1, -1], "int8")
+    w = backend.asarray([1.0, 0.0, 3.0])
+    func = backend.module.func if backend.library == "torch" else importlib.import_module("jax")
+    modes = (func.jacrev, func.jacfwd)
+    g = [0.25, 0, -0.75]
+    for outer, inner in itertools.product(modes, modes):
+        hessian = outer(inner(lambda x: loss(x, y, weight=w) ** 2))(x)
+        assert backend.tolist(hessian) == [2 * a * b for a in g for b in g]

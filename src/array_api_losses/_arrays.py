@@ -82,8 +82,10 @@ def check_number(name: str, argument: str, value: object, alternative: str = "")
         kind = type(value).__name__
         msg = f"{name}: `{argument}` is a {kind}; a finite real number {alternative}is needed."
         raise TypeError(msg)
-    if value - value != 0:  # not `isfinite`, which TorchDynamo cannot ask of a traced number
-        msg = f"{name}: `{argument}` is {float(value)}; a finite number is needed."
+    # Not `isfinite`, which TorchDynamo cannot ask of a traced number. A NaN fails both.
+    number: Any = value
+    if not -math.inf < number < math.inf:
+        msg = f"{name}: `{argument}` is {float(number)}; a finite number is needed."
         raise ValueError(msg)
 
 
@@ -95,17 +97,28 @@ def dtype_name(dtype: Any) -> str:
 def rounded(name: str, argument: str, value: float, dtype: Any) -> float:
     """Round a finite number to `dtype`, half to even, without any array library."""
     kind = dtype_name(dtype)
-    if kind == "float64" or kind not in _FORMATS:
-        return float(value)
     digits, smallest, largest = _FORMATS[kind]
-    number = float(value)
+    limit = math.ldexp(1 - 2.0**-digits, largest)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if kind == "float64" and math.isfinite(number):
+        return number
+    if abs(number) > limit:
+        _fail_margin_beyond(name, argument, number, kind, limit)
     exponent = max(math.frexp(number)[1], smallest) - digits
     result = math.ldexp(round(math.ldexp(number, -exponent)), exponent)
-    limit = math.ldexp(1 - 2.0**-digits, largest)
     if abs(result) > limit:
-        msg = f"{name}: `{argument}` is {number}, beyond the largest {kind}, {limit}."
-        raise ValueError(msg)
+        _fail_margin_beyond(name, argument, number, kind, limit)
     return result
+
+
+def _fail_margin_beyond(
+    name: str, argument: str, number: float, kind: str, limit: float
+) -> NoReturn:
+    msg = f"{name}: `{argument}` is {number}, beyond the largest {kind}, {limit}."
+    raise ValueError(msg)
 
 
 def check_labels(xp: Any, call: "Call") -> None:
@@ -193,7 +206,7 @@ def _check_partner(
 
 def _unknown(*shapes: tuple[Any, ...]) -> bool:
     """Whether a lazy library does not know a size yet: it is None or NaN."""
-    return any(size is None or math.isnan(size) for shape in shapes for size in shape)
+    return any(size is None or isinstance(size, float) for shape in shapes for size in shape)
 
 
 def _fail_not_array(name: str, argument: str, value: object) -> NoReturn:

@@ -121,7 +121,7 @@ def cast(xp: Any, array: Array, dtype: Any) -> Array:
 
 
 def prepared(xp: Any, call: Call) -> Call:
-    """Bring label and weight to the dtype of the inputs; mark what has no loss by a NaN label.
+    """Bring label and weight to their dtypes; mark what has no loss by a NaN label.
 
     That is a label other than 1 and -1, and every label beside a margin that is not finite.
     """
@@ -135,7 +135,8 @@ def prepared(xp: Any, call: Call) -> Call:
         if hasattr(parameter, "dtype"):
             y = y + xp.where(xp.isfinite(parameter), xp.zeros_like(parameter), math.nan)
     operands[at] = y
-    weight = None if call.weight is None else cast(xp, call.weight, dtype)
+    weight = call.weight
+    weight = None if weight is None else cast(xp, weight, accumulator(xp, dtype))
     return call._replace(operands=tuple(operands), weight=weight, trusted=True)
 
 
@@ -145,8 +146,11 @@ def _forgiven(xp: Any, weight: Array, losses: Array, values: Array) -> Array:
 
 
 def weighed(xp: Any, weight: Array | None, values: Array) -> Array:
-    """weight * values, where zero times anything is zero."""
-    return values if weight is None else weight * _forgiven(xp, weight, values, values)
+    """weight * values in the dtype of the weight, where zero times anything is zero."""
+    if weight is None:
+        return values
+    values = cast(xp, values, weight.dtype)
+    return weight * _forgiven(xp, weight, values, values)
 
 
 def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
@@ -159,9 +163,9 @@ def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
 
 def _divided(xp: Any, total: Any, weights: Any) -> Any:
     """total / W; NaN, and no warning, where W is 0."""
-    if isinstance(weights, int):
-        return total / (weights or math.nan)
-    return total / xp.where(weights == 0, math.nan, weights)
+    if hasattr(weights, "dtype"):
+        return total / xp.where(weights == 0, math.nan, weights)
+    return total / (weights or math.nan)
 
 
 def folded(xp: Any, call: Call, terms: Array) -> tuple[Array, Any]:
@@ -179,9 +183,10 @@ def finished(xp: Any, reduction: str, total: Array, weights: Any, dtype: Any) ->
 
 def reduced(xp: Any, call: Call, terms: Array) -> Array:
     """Reduce the weighted losses of a prepared call."""
+    dtype = call.operands[0].dtype
     if call.reduction == "none":
-        return terms
-    return finished(xp, call.reduction, *folded(xp, call, terms), terms.dtype)
+        return cast(xp, terms, dtype)
+    return finished(xp, call.reduction, *folded(xp, call, terms), dtype)
 
 
 def terms_of(xp: Any, call: Call) -> Array:
@@ -195,28 +200,44 @@ def value(xp: Any, call: Call) -> Array:
     return reduced(xp, call, terms_of(xp, call))
 
 
-def seed_of(xp: Any, call: Call, cotangent: Array | None, weights: Any) -> Any:
-    """Return what each weighted loss contributes to <cotangent, result>."""
+def seed_of(xp: Any, call: Call, cotangent: Array | None, weights: Any) -> tuple[Any, Array | None]:
+    """Return what slopes are multiplied and divided by (None: not), in at least float32."""
+    seed = 1
+    if cotangent is not None:
+        seed = cast(xp, cotangent, accumulator(xp, cotangent.dtype))
     if call.reduction != "mean":
-        return 1 if cotangent is None else cotangent
-    dtype = call.operands[0].dtype
-    wide = accumulator(xp, dtype)
-    seed = 1 if cotangent is None else cast(xp, cotangent, wide)
-    seed = _divided(xp, seed, weights)
-    return cast(xp, seed, dtype) if hasattr(seed, "dtype") else seed
+        return seed, None
+    return (_divided(xp, seed, weights), None) if call.weight is None else (seed, weights)
 
 
 def gradients(
     xp: Any,
     call: Call,
     wanted: tuple[bool, ...],
-    seed: Any,
+    seed: tuple[Any, Array | None],
     slope_in_weight: Array | None,
 ) -> list[Array | None]:
-    """Return seed * (partial derivative) for each wanted argument, element by element."""
-    slopes = call.loss.slopes(xp, wanted, *call.operands)
-    found = [None if s is None else weighed(xp, call.weight, seed * s) for s in slopes]
-    return [*found, None if slope_in_weight is None else seed * slope_in_weight]
+    """Return the gradient in each wanted argument, by element, in at least float32."""
+    wide = accumulator(xp, call.operands[0].dtype)
+    found = []
+    for slope in call.loss.slopes(xp, wanted, *call.operands):
+        gradient = slope
+        if slope is not None:
+            # The weight comes first, since 1 / W may overflow; and so that no NaN meets the seed.
+            gradient = weighed(xp, call.weight, cast(xp, slope, wide))
+            gradient = _scaled(xp, gradient, seed)
+            if call.weight is not None:
+                gradient = _forgiven(xp, call.weight, gradient, gradient)
+        found.append(gradient)
+    if slope_in_weight is not None:
+        slope_in_weight = _scaled(xp, cast(xp, slope_in_weight, wide), seed)
+    return [*found, slope_in_weight]
+
+
+def _scaled(xp: Any, values: Array, seed: tuple[Any, Array | None]) -> Array:
+    factor, divisor = seed
+    values = values if isinstance(factor, int) else values * factor
+    return values if divisor is None else _divided(xp, values, divisor)
 
 
 def pullback(
@@ -236,7 +257,7 @@ def pullback(
     weights = weight_sum(xp, call, accumulator(xp, call.operands[0].dtype))
     found = gradients(xp, call, wanted, seed_of(xp, call, cotangent, weights), in_weight)
     return tuple(
-        None if g is None else summed_to(xp, g, argument.shape)
+        None if g is None else summed_to(xp, g, argument.shape, call.operands[0].dtype)
         for g, argument in zip(found, call.arguments, strict=True)
     )
 
@@ -249,7 +270,7 @@ def pushforward(
 ) -> Array:
     """Return the tangent of the result for tangents of the arguments; None, and a label, is 0."""
     original, call = call, prepared(xp, call)
-    weight = call.weight
+    weight, wide = call.weight, accumulator(xp, call.operands[0].dtype)
     wanted = tuple(t is not None for t in tangents)
     slopes = call.loss.slopes(xp, wanted, *call.operands)
     terms = []
@@ -260,17 +281,26 @@ def pushforward(
                 # Transposed, this keeps the NaN of W = 0 out of elements that are left out.
                 empty = (weight == 0) & (xp.sum(weight) == 0)
                 flow = xp.where(empty, xp.zeros_like(tangent), tangent)
-            terms.append(weighed(xp, weight, slope) * flow)
+            terms.append(weighed(xp, weight, cast(xp, slope, wide)) * cast(xp, flow, wide))
     if wanted[-1]:
-        terms.append(_slope_in_weight(xp, original, value) * tangents[-1])
+        slope = _slope_in_weight(xp, original, value)
+        terms.append(cast(xp, slope, wide) * cast(xp, tangents[-1], wide))
     terms = terms or [xp.zeros_like(call.operands[0])]
     return reduced(xp, call, sum(terms[1:], terms[0]))
 
 
-def _slope_in_weight(xp: Any, call: Call, value: Callable[[Call], Array]) -> Array:
-    losses = value(call._replace(weight=None, reduction="none"))
-    mean = value(call) if call.reduction == "mean" else None
-    return slope_in_weight(xp, call.weight, losses, mean)
+def _slope_in_weight(xp: Any, original: Call, value: Callable[[Call], Array]) -> Array:
+    """As `slope_in_weight`, from losses that know their own derivative.
+
+    What is left out is so in the derivative of these losses too.
+    """
+    call = prepared(xp, original)
+    left_out = (call.weight == 0) & ~xp.isfinite(call.loss.value(xp, *call.operands))
+    rest = xp.astype(~left_out, call.operands[0].dtype)
+    losses = value(original._replace(weight=rest, reduction="none"))
+    if call.reduction != "mean":
+        return losses
+    return xp.where(left_out, xp.zeros_like(losses), losses - value(original))
 
 
 def slope_in_weight(xp: Any, weight: Array, losses: Array, mean: Array | None) -> Array:
@@ -278,12 +308,12 @@ def slope_in_weight(xp: Any, weight: Array, losses: Array, mean: Array | None) -
     return _forgiven(xp, weight, losses, losses if mean is None else losses - mean)
 
 
-def summed_to(xp: Any, gradient: Array, shape: tuple[int, ...]) -> Array:
-    """Sum over the axes along which an argument of `shape` was broadcast."""
-    if gradient.shape == shape:
-        return gradient
-    dtype = gradient.dtype
+def summed_to(xp: Any, gradient: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """Sum over the axes along which an argument was broadcast, and give it its dtype."""
     extra = gradient.ndim - len(shape)
-    axes = tuple(i for i in range(gradient.ndim) if i < extra or shape[i - extra] == 1)
-    total = xp.sum(gradient, axis=axes, dtype=accumulator(xp, dtype))
-    return xp.reshape(cast(xp, total, dtype), shape)
+    if extra:
+        gradient = xp.sum(gradient, axis=tuple(range(extra)))
+    ones = tuple(i for i, n in enumerate(shape) if n == 1 and gradient.shape[i] != 1)
+    if ones:
+        gradient = xp.sum(gradient, axis=ones, keepdims=True)
+    return cast(xp, gradient, dtype)

@@ -10,6 +10,7 @@ import array_api_compat.dask.array as xp
 import dask.array as da
 
 from array_api_losses import _loss
+from array_api_losses._arrays import agree
 from array_api_losses._engines import engine_of
 from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call
@@ -38,10 +39,9 @@ class Dask(Plain):
         for i, argument in enumerate(call.arguments):
             only = tuple(j == i for j in range(len(wanted)))
             found.append(
-                _loss.summed_to(
-                    xp,
-                    _map(_gradient, call, (*call.arguments, seed, mean), wanted=only),
-                    argument.shape,
+                _summed_to(
+                    _map(_gradient, call, (*call.arguments, *seed, mean), wide=True, wanted=only),
+                    argument,
                 )
                 if wanted[i]
                 else None
@@ -50,7 +50,13 @@ class Dask(Plain):
 
 
 def _map(
-    function: Any, call: Call, arguments: tuple[Any, ...], *, folded: bool = False, **options: Any
+    function: Any,
+    call: Call,
+    arguments: tuple[Any, ...],
+    *,
+    folded: bool = False,
+    wide: bool = False,
+    **options: Any,
 ) -> Array:
     """Apply a function to the chunks of all arguments, aligned as they broadcast."""
     first = call.operands[0]
@@ -59,7 +65,7 @@ def _map(
     for argument in arguments:
         lazy = hasattr(argument, "dask")
         pairs += [argument, index[first.ndim - argument.ndim :] if lazy else None]
-    dtype = _loss.accumulator(da, first.dtype) if folded else first.dtype
+    dtype = _loss.accumulator(da, first.dtype) if folded or wide else first.dtype
     out = (*index, first.ndim) if folded else index
     return da.blockwise(
         function,
@@ -77,7 +83,18 @@ def _map(
 def _sums(call: Call) -> Array:
     """Return the sum of the weighted losses and W, added up from those of the chunks."""
     sums = _map(_chunk_sums, call, call.arguments, folded=True)
-    return sums.sum(axis=tuple(range(call.operands[0].ndim)))
+    axes = tuple(range(call.operands[0].ndim))
+    return da.reduction(sums, _added, _added, axis=axes, dtype=sums.dtype) if axes else sums
+
+
+def _added(sums: Array, axis: tuple[int, ...], **keepdims: bool) -> Array:
+    engine = _engine(sums)
+    with engine.quiet():
+        return engine.xp.sum(sums, axis=axis, **keepdims)
+
+
+def _summed_to(gradient: Array, argument: Array) -> Array:
+    return _loss.summed_to(xp, gradient, argument.shape, argument.dtype)
 
 
 def _finished(call: Call, sums: Array) -> Array:
@@ -96,7 +113,7 @@ def _finish(sums: Array, call: Call, dtype: Any) -> Array:
 def _losses(*arguments: Any, call: Call) -> Array:
     engine, call = _chunk(call, arguments)
     with engine.quiet():
-        return _loss.terms_of(engine.xp, _loss.prepared(engine.xp, call))
+        return _loss.value(engine.xp, call)
 
 
 def _chunk_sums(*arguments: Any, call: Call) -> Array:
@@ -113,7 +130,7 @@ def _chunk_sums(*arguments: Any, call: Call) -> Array:
 
 def _gradient(*arguments: Any, call: Call, wanted: tuple[bool, ...]) -> Array:
     """Return the one gradient that is wanted, for each element of a chunk."""
-    *own, seed, mean = arguments
+    *own, factor, divisor, mean = arguments
     engine, call = _chunk(call, own)
     xp = engine.xp
     with engine.quiet():
@@ -122,13 +139,13 @@ def _gradient(*arguments: Any, call: Call, wanted: tuple[bool, ...]) -> Array:
         if wanted[-1]:
             losses = call.loss.value(xp, *call.operands)
             in_weight = _loss.slope_in_weight(xp, call.weight, losses, mean)
-        found = _loss.gradients(xp, call, wanted, seed, in_weight)
+        found = _loss.gradients(xp, call, wanted, (factor, divisor), in_weight)
     return next(gradient for gradient in found if gradient is not None)
 
 
 def _chunk(call: Call, arguments: Sequence[Any]) -> tuple[Plain, Call]:
-    """Return the engine of a chunk, and the call on this chunk."""
-    return _engine(arguments[0]), call.with_arguments(tuple(arguments))
+    """Return the engine of a chunk, and the call on it; only here are all shapes known."""
+    return agree(call.with_arguments(tuple(arguments)))
 
 
 def _engine(chunk: Array) -> Plain:

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
-import numpy as np
+import array_api_compat.numpy as np
 
 from array_api_losses import _loss
-from array_api_losses._arrays import check_labels
+from array_api_losses._arrays import check_labels, rounded
 from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call
 
@@ -60,7 +60,7 @@ class NumPy(Plain):
             return value
         if abs(value) < SMALL:
             return float(like.dtype.type(float(value)))
-        return super().number(name, argument, value, like)
+        return rounded(name, argument, value, like.dtype.newbyteorder("="))
 
     def device(self, array: Array) -> Any:
         return "cpu"
@@ -78,9 +78,10 @@ class NumPy(Plain):
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
         first = call.operands[0]
+        wide = _loss.accumulator(np, first.dtype)
         value = weights = None
         if call.reduction == "mean":
-            weights = _loss.weight_sum(np, call, _loss.accumulator(np, first.dtype))
+            weights = _loss.weight_sum(np, call, wide)
         if call.reduction == "none" or wanted[-1]:
             value = self._value_in_blocks(call)
         mean = value if call.reduction == "mean" else None
@@ -89,11 +90,11 @@ class NumPy(Plain):
         # The gradient in an argument of one element is a sum, in others an array that is filled.
         small = [np.size(argument) <= 1 for argument in call.arguments]
         results: list[Any] = [
-            None if not want else 0.0 if one else np.empty_like(first, subok=False)
+            None if not want else 0.0 if one else np.empty_like(first, dtype=wide, subok=False)
             for want, one in zip(wanted, small, strict=True)
         ]
         filled = [r for r in results if isinstance(r, np.ndarray)]
-        each = [] if np.ndim(seed) == 0 else [seed]
+        each = [] if np.ndim(seed[0]) == 0 else [seed[0]]
         sums = []
         for block, slots in self._blocks(call, filled, each):
             losses = block.loss.value(np, *block.operands)
@@ -102,7 +103,7 @@ class NumPy(Plain):
             in_weight = (
                 _loss.slope_in_weight(np, block.weight, losses, mean) if wanted[-1] else None
             )
-            seed = slots.pop() if each else seed
+            seed = (slots.pop(), None) if each else seed
             free = iter(slots)
             for i, gradient in enumerate(_loss.gradients(np, block, wanted, seed, in_weight)):
                 if gradient is not None and small[i]:
@@ -112,8 +113,10 @@ class NumPy(Plain):
         gradients = tuple(
             None
             if result is None
-            else _loss.summed_to(np, np.asarray(result, dtype=first.dtype), argument.shape)
-            for result, argument in zip(results, call.arguments, strict=True)
+            else np.full(argument.shape, result, dtype=first.dtype)[()]
+            if one
+            else _loss.summed_to(np, result, argument.shape, first.dtype)
+            for result, one, argument in zip(results, small, call.arguments, strict=True)
         )
         value = _finished(call, sums) if value is None else value
         return (value if cotangent is None else None), gradients

@@ -1,0 +1,45 @@
+"""What Dask alone has: chunks of unknown sizes, which only the computation can compare."""
+
+from typing import Any
+
+import pytest
+from backends import Backend
+
+import array_api_losses as xpl
+
+loss = xpl.hinge_embedding_loss
+pytestmark = pytest.mark.library("dask")
+
+
+def _unknown(backend: Backend, values: list[float], keep: list[bool], chunks: int) -> Any:
+    """Return an array of chunks whose sizes Dask does not know."""
+    da = backend.module
+    return da.from_array(values, chunks=chunks)[da.from_array(keep, chunks=chunks)]
+
+
+def test_unknown_sizes(backend: Backend) -> None:
+    x = _unknown(backend, [0.5, 2.0, 3.0, 0.25], [True, True, False, True], 2)
+    y = _unknown(backend, [1.0, -1.0, 1.0, -1.0], [True, True, False, True], 2)
+    w = _unknown(backend, [1.0, 1.0, 9.0, 2.0], [True, True, False, True], 2)
+    value, gradients = xpl.value_and_grad(loss, ("input", "weight"))(x, y, weight=w)
+    assert backend.tolist(value) == [0.5]
+    assert backend.tolist(gradients[0]) == [0.25, 0, -0.5]
+    assert backend.tolist(gradients[1]) == [0, -0.125, 0.0625]
+    assert backend.tolist(loss(x, y, reduction="none")) == [0.5, 0, 0.75]
+
+
+def test_unknown_sizes_do_not_broadcast(backend: Backend) -> None:
+    long = _unknown(backend, [0.5, 2.0, 3.0], [True, True, True], 3)
+    short = _unknown(backend, [1.0, 7.0, 7.0], [True, False, False], 3)
+    for reduction in ("none", "mean"):
+        for x, y in [(long, short), (short, long)]:
+            lazy = loss(x, y, reduction=reduction)
+            with pytest.raises(ValueError, match="Broadcasting would compare 3 pairs, not"):
+                lazy.compute()
+
+
+def test_no_warning_where_the_sums_of_chunks_overflow(backend: Backend) -> None:
+    x = backend.module.full(8, 1.5e308, chunks=2)
+    assert backend.tolist(loss(x, backend.module.ones(8, chunks=2), reduction="sum")) == [
+        float("inf")
+    ]
