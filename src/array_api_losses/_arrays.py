@@ -108,10 +108,7 @@ def rounded(name: str, argument: str, value: float, dtype: Any) -> float:
     if abs(number) > limit:
         _fail_margin_beyond(name, argument, number, kind, limit)
     exponent = max(math.frexp(number)[1], smallest) - digits
-    result = math.ldexp(round(math.ldexp(number, -exponent)), exponent)
-    if abs(result) > limit:
-        _fail_margin_beyond(name, argument, number, kind, limit)
-    return result
+    return math.ldexp(round(math.ldexp(number, -exponent)), exponent)
 
 
 def _fail_margin_beyond(

@@ -18,6 +18,7 @@ from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
 from array_api_losses._arrays import agree, check_number, check_reduction
+from array_api_losses._primitives import total
 
 Array: TypeAlias = Any
 P = ParamSpec("P")
@@ -64,7 +65,13 @@ class Call(NamedTuple):
 
     def with_arguments(self, arguments: tuple[Any, ...]) -> "Call":
         """Return the same call of other arrays."""
-        return self._replace(operands=tuple(arguments[:-1]), weight=arguments[-1])
+        return Call(
+            self.loss, arguments[:-1], arguments[-1], self.reduction, self.name, self.trusted
+        )
+
+    def as_trusted(self) -> "Call":
+        """Return the same call, its labels known to be 1 or -1."""
+        return Call(*self[:-1], trusted=True)
 
     @property
     def position_of_label(self) -> int:
@@ -125,19 +132,19 @@ def prepared(xp: Any, call: Call) -> Call:
 
     That is a label other than 1 and -1, and every label beside a margin that is not finite.
     """
-    at = call.position_of_label
-    operands = list(call.operands)
+    loss, operands, weight, reduction, name, trusted = call
+    at = len(loss.inputs)
     dtype, label = operands[0].dtype, operands[at]
     y = cast(xp, label, dtype)
-    if not call.trusted:
+    if not trusted:
         y = xp.where((label == 1) | (label == -1), y, math.nan)
     for parameter in operands[at + 1 :]:
         if hasattr(parameter, "dtype"):
             y = y + xp.where(xp.isfinite(parameter), xp.zeros_like(parameter), math.nan)
-    operands[at] = y
-    weight = call.weight
-    weight = None if weight is None else cast(xp, weight, accumulator(xp, dtype))
-    return call._replace(operands=tuple(operands), weight=weight, trusted=True)
+    if weight is not None:
+        weight = cast(xp, weight, accumulator(xp, dtype))
+    operands = (*operands[:at], y, *operands[at + 1 :])
+    return Call(loss, operands, weight, reduction, name, trusted=True)
 
 
 def _forgiven(xp: Any, weight: Array, losses: Array, values: Array) -> Array:
@@ -158,27 +165,26 @@ def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
     size = math.prod(call.operands[0].shape)
     if call.weight is None:
         return size
-    return xp.sum(call.weight, dtype=dtype) * (size // max(1, math.prod(call.weight.shape)))
+    return total(xp, call.weight, dtype) * (size // max(1, math.prod(call.weight.shape)))
 
 
-def _divided(xp: Any, total: Any, weights: Any) -> Any:
-    """total / W; NaN, and no warning, where W is 0."""
+def _divided(xp: Any, values: Any, weights: Any) -> Any:
+    """values / W; NaN, and no warning, where W is 0."""
     if hasattr(weights, "dtype"):
-        return total / xp.where(weights == 0, math.nan, weights)
-    return total / (weights or math.nan)
+        return values / xp.where(weights == 0, math.nan, weights)
+    return values / (weights or math.nan)
 
 
 def folded(xp: Any, call: Call, terms: Array) -> tuple[Array, Any]:
     """Return the sum of the weighted losses and W, in at least float32."""
     dtype = accumulator(xp, terms.dtype)
     weights = weight_sum(xp, call, dtype) if call.reduction == "mean" else None
-    return xp.sum(terms, dtype=dtype), weights
+    return total(xp, terms, dtype), weights
 
 
-def finished(xp: Any, reduction: str, total: Array, weights: Any, dtype: Any) -> Array:
+def finished(xp: Any, reduction: str, sum_: Array, weights: Any, dtype: Any) -> Array:
     """Return the result for a sum of weighted losses and W."""
-    total = _divided(xp, total, weights) if reduction == "mean" else total
-    return cast(xp, total, dtype)
+    return cast(xp, _divided(xp, sum_, weights) if reduction == "mean" else sum_, dtype)
 
 
 def reduced(xp: Any, call: Call, terms: Array) -> Array:

@@ -39,3 +39,9 @@ def select(xp: Any, y: Any, a: Any, b: Any) -> Any:
 def sign(xp: Any, d: Any) -> Any:
     """-1, 0 or 1; NaN is kept."""
     return xp.sign(d)
+
+
+@_replaceable
+def total(xp: Any, values: Any, dtype: Any) -> Any:
+    """The sum of all values, added in `dtype`."""
+    return xp.sum(values, dtype=dtype)

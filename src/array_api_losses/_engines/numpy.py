@@ -1,51 +1,112 @@
 """NumPy: large arrays in blocks that stay in the cache, so that memory does not grow with them.
 
 A block is checked, converted, computed and added up while it is near; value and gradient come from
-one pass. `numpy.nditer` cuts the blocks, in the order of memory, from arrays of any layout.
+one pass. `numpy.nditer` cuts the blocks, in the order of memory, from arrays of any layout, and a
+few threads share them: NumPy lets go of the interpreter while it computes.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import array_api_compat.numpy as np
+from numpy import sign
 
 from array_api_losses import _loss
 from array_api_losses._arrays import check_labels, rounded
 from array_api_losses._engines.plain import Plain
+from array_api_losses._engines.replay import Replay
 from array_api_losses._loss import Array, Call
+from array_api_losses._primitives import FASTER
 
-BLOCK = 2**17
-"""Elements of a block: with fewer, the calls cost more than what they compute."""
+T = TypeVar("T")
+
+BLOCK = 2**18
+"""Elements of a block: with fewer, threads wait for the interpreter more than they compute."""
+
+MOST_THREADS = 4
+"""More would wait for the memory, and each holds the temporaries of a block."""
+
+FEW = 64
+"""Up to so many labels are looked at fastest in Python."""
 
 SMALL = 2**15
 """Below this a number is finite in every dtype, and NumPy itself may round it."""
+
+SIGNS = frozenset({1, -1})
+
+# `numpy.sum`, and what array-api-compat adds to `sign`, take longer than a few elements do.
+FASTER[np.__name__] = {
+    "sign": lambda xp, d: sign(d),
+    "total": lambda xp, values, dtype: np.add.reduce(values, axis=None, dtype=dtype),
+}
+
+
+def _threads() -> int:
+    """Return how many threads may work: as many as OMP_NUM_THREADS and the processors allow."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(asked) if asked.isdecimal() else MOST_THREADS
+    has = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(most, has or 1, MOST_THREADS))
 
 
 class NumPy(Plain):
     """Arrays of one block or less take the plain path."""
 
     def value(self, call: Call) -> Array:
-        if call.operands[0].size <= BLOCK:
+        first = call.operands[0]
+        if first.size <= BLOCK:
             return super().value(call)
+        if call.reduction == "none":
+            result = np.empty_like(first, subok=False)
+            self._in_blocks(call, losses=result)
+            return result
         with self.quiet():
-            return self._value_in_blocks(call)
+            return _loss.finished(np, call.reduction, *self.folded(call), first.dtype)[()]
+
+    def folded(self, call: Call) -> tuple[Any, Any]:
+        if call.operands[0].size <= BLOCK:
+            return super().folded(call)
+        return self._in_blocks(call, losses=True)[0], self._weights(call)
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        if call.operands[0].size <= BLOCK:
+        first = call.operands[0]
+        if first.size <= BLOCK:
             return super().gradient(call, wanted, cotangent)
         with self.quiet():
-            return self._gradient_in_blocks(call, wanted, cotangent)
+            weights = self._weights(call)
+            seed = _loss.seed_of(np, call, cotangent, weights)
+            value = mean = None
+            losses: Any = False
+            if call.reduction == "mean" and wanted[-1]:
+                value = mean = self.value(call)  # which has to be known beforehand
+            elif cotangent is None:
+                losses = call.reduction != "none" or np.empty_like(first, subok=False)
+            total, gradients = self._in_blocks(call, wanted, seed, mean, losses=losses)
+            if losses is True:
+                value = _loss.finished(np, call.reduction, total, weights, first.dtype)[()]
+            elif losses is not False:
+                value = losses
+        return (value if cotangent is None else None), gradients
 
     def run(self, call: Call) -> Array:
         return super().run(call)[()]  # as NumPy's own `sum`: a scalar, not a 0-d array
 
     def checked(self, call: Call) -> Call:
+        if call.trusted:
+            return call
         label = call.operands[call.position_of_label]
-        if call.weight is None and np.all(np.abs(label) == 1):
-            return call._replace(trusted=True)
+        if call.weight is None and (
+            SIGNS.issuperset(label.ravel().tolist())
+            if label.size <= FEW
+            else (np.abs(label) == 1).all()
+        ):
+            return call.as_trusted()
         return super().checked(call)
 
     def readable(self, call: Call) -> bool:
@@ -65,95 +126,127 @@ class NumPy(Plain):
     def device(self, array: Array) -> Any:
         return "cpu"
 
-    def _value_in_blocks(self, call: Call) -> Array:
-        if call.reduction == "none":
-            result = np.empty_like(call.operands[0], subok=False)
-            for block, (out,) in self._blocks(call, [result], []):
-                out[...] = _loss.terms_of(np, block)
-            return result
-        blocks = (block for block, _ in self._blocks(call, [], []))
-        return _finished(call, [_loss.folded(np, b, _loss.terms_of(np, b)) for b in blocks])
+    def _weights(self, call: Call) -> Any:
+        """W, where it is needed."""
+        if call.reduction != "mean":
+            return None
+        return _loss.weight_sum(np, call, np.float64)
 
-    def _gradient_in_blocks(
-        self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
-    ) -> tuple[Array | None, tuple[Array | None, ...]]:
+    def _in_blocks(
+        self,
+        call: Call,
+        wanted: tuple[bool, ...] | None = None,
+        seed: tuple[Any, Array | None] = (1, None),
+        mean: Array | None = None,
+        *,
+        losses: Array | bool,
+    ) -> tuple[Any, tuple[Array | None, ...]]:
+        """Fill `losses` with the weighted losses or, if that is True, add them up; and gradients.
+
+        The gradient in an argument of one element is a sum, in others an array that is filled.
+        """
         first = call.operands[0]
         wide = _loss.accumulator(np, first.dtype)
-        value = weights = None
-        if call.reduction == "mean":
-            weights = _loss.weight_sum(np, call, wide)
-        if call.reduction == "none" or wanted[-1]:
-            value = self._value_in_blocks(call)
-        mean = value if call.reduction == "mean" else None
-        seed = _loss.seed_of(np, call, cotangent, weights)
-
-        # The gradient in an argument of one element is a sum, in others an array that is filled.
+        wanted = wanted or (False,) * len(call.arguments)
         small = [np.size(argument) <= 1 for argument in call.arguments]
-        results: list[Any] = [
-            None if not want else 0.0 if one else np.empty_like(first, dtype=wide, subok=False)
-            for want, one in zip(wanted, small, strict=True)
-        ]
-        filled = [r for r in results if isinstance(r, np.ndarray)]
+        arrays: dict[int, Any] = {}  # by their place among the results of a block
+        if isinstance(losses, np.ndarray):
+            arrays[1] = losses
+        for i, (argument, want) in enumerate(zip(call.arguments, wanted, strict=True)):
+            if want and not small[i]:
+                dtype = first.dtype if argument.shape == first.shape else wide
+                arrays[i + 2] = np.empty_like(first, dtype=dtype, subok=False)
         each = [] if np.ndim(seed[0]) == 0 else [seed[0]]
-        sums = []
-        for block, slots in self._blocks(call, filled, each):
-            losses = block.loss.value(np, *block.operands)
-            if value is None:
-                sums.append(_loss.folded(np, block, _loss.weighed(np, block.weight, losses)))
-            in_weight = (
-                _loss.slope_in_weight(np, block.weight, losses, mean) if wanted[-1] else None
-            )
-            seed = (slots.pop(), None) if each else seed
-            free = iter(slots)
-            for i, gradient in enumerate(_loss.gradients(np, block, wanted, seed, in_weight)):
-                if gradient is not None and small[i]:
-                    results[i] += float(np.sum(gradient, dtype=np.float64))
-                elif gradient is not None:
-                    next(free)[...] = gradient
-        gradients = tuple(
+
+        def formula(*arguments: Any) -> tuple[Any, ...]:
+            own_seed = (arguments[-1], None) if each else seed
+            block = call.with_arguments(arguments[: len(call.arguments)])
+            good = None if call.trusted else _good(block)
+            block = _loss.prepared(np, block if call.weight is not None else block.as_trusted())
+            terms = in_weight = gradients = None
+            if losses is not False or wanted[-1]:
+                found = block.loss.value(np, *block.operands)
+                if losses is not False:
+                    terms = _loss.weighed(np, block.weight, found)
+                if wanted[-1]:
+                    in_weight = _loss.slope_in_weight(np, block.weight, found, mean)
+            gradients = _loss.gradients(np, block, wanted, own_seed, in_weight)
+            return good, terms, *gradients
+
+        def work(tape: Replay, arguments: list[Any], outputs: dict[int, Any]) -> list[Any]:
+            good, terms, *gradients = tape(arguments, outputs)
+            if good is not None and not good.all():
+                check_labels(np, call)
+            columns = [terms if losses is True else None]
+            columns += [g if one else None for g, one in zip(gradients, small, strict=True)]
+            return [
+                0.0 if c is None else np.add.reduce(c, dtype=_loss.accumulator(np, c.dtype))
+                for c in columns
+            ]
+
+        sums = self._over_blocks(formula, work, [*call.arguments, *each], arrays)
+        total, *totals = np.sum(np.asarray(sums, dtype=np.float64), axis=0)
+        return total, tuple(
             None
-            if result is None
-            else np.full(argument.shape, result, dtype=first.dtype)[()]
-            if one
-            else _loss.summed_to(np, result, argument.shape, first.dtype)
-            for result, one, argument in zip(results, small, call.arguments, strict=True)
+            if not want
+            else np.full(argument.shape, totals[i], dtype=first.dtype)[()]
+            if small[i]
+            else _loss.summed_to(np, arrays[i + 2], argument.shape, first.dtype)
+            for i, (want, argument) in enumerate(zip(wanted, call.arguments, strict=True))
         )
-        value = _finished(call, sums) if value is None else value
-        return (value if cotangent is None else None), gradients
 
-    def _blocks(
-        self, call: Call, outputs: list[Array], more: list[Array]
-    ) -> Iterator[tuple[Call, list[Array]]]:
-        """Yield the call on each block, prepared, with the blocks of `outputs` and `more`."""
-        arguments = list(call.arguments)
+    def _over_blocks(
+        self,
+        formula: Callable[..., tuple[Any, ...]],
+        work: Callable[[Replay, list[Any], dict[int, Any]], T],
+        arguments: list[Any],
+        outputs: dict[int, Any],
+    ) -> list[T]:
+        """Let `work` replay a formula of `arguments` on every block, with those of `outputs`."""
+        arguments = [
+            argument.reshape(())
+            if isinstance(argument, np.ndarray) and argument.size == 1
+            else argument
+            for argument in arguments
+        ]
         places = [i for i, argument in enumerate(arguments) if np.size(argument) > 1]
-        for i, argument in enumerate(arguments):
-            if isinstance(argument, np.ndarray) and argument.size == 1:
-                arguments[i] = argument.reshape(())
-        operands = [*(arguments[i] for i in places), *outputs, *more]
-        ins, outs, mores = len(places), len(outputs), len(more)
-        flags: Any = [["readonly"]] * ins + [["writeonly"]] * outs + [["readonly"]] * mores
-        with np.nditer(
-            operands, ["external_loop", "buffered"], flags, buffersize=BLOCK
-        ) as iterator:
-            for views in iterator:
-                for i, view in zip(places, views, strict=False):
-                    arguments[i] = view
-                block = call.with_arguments(tuple(arguments))
-                try:
-                    block = self.checked(block)
-                except ValueError:
-                    check_labels(np, call)  # says where in the whole array
-                    raise
-                yield _loss.prepared(np, block), list(views[ins:])
+        flags: Any = [["readonly"]] * len(places) + [["writeonly"]] * len(outputs)
+        whole = np.nditer(
+            [*(arguments[i] for i in places), *outputs.values()],
+            ["external_loop", "buffered", "ranged", "delay_bufalloc"],
+            flags,
+            buffersize=BLOCK,
+        )
+
+        def part(start: int, stop: int) -> list[T]:
+            own, done, tape = list(arguments), [], Replay(formula)
+            with self.quiet(), whole.copy() as iterator:
+                iterator.iterrange = start, stop
+                iterator.reset()
+                for views in iterator:
+                    for i, view in zip(places, views, strict=False):
+                        own[i] = view
+                    done.append(
+                        work(tape, own, dict(zip(outputs, views[len(places) :], strict=True)))
+                    )
+            return done
+
+        blocks = -(-whole.itersize // BLOCK)
+        threads = min(blocks, _threads())
+        cuts = [BLOCK * (blocks * k // threads) for k in range(threads)] + [whole.itersize]
+        first, *rest = pairwise(cuts)
+        if not rest:
+            return part(*first)
+        with ThreadPoolExecutor(len(rest)) as pool:
+            others = [pool.submit(part, *bounds) for bounds in rest]
+            done = part(*first)
+            return [*done, *(result for other in others for result in other.result())]
 
 
-def _finished(call: Call, sums: list[tuple[Any, Any]]) -> Array:
-    """Add up the sums of the blocks, in float64."""
-    total, weights = (
-        np.sum(np.asarray(column, dtype=np.float64)) for column in zip(*sums, strict=True)
-    )
-    return _loss.finished(np, call.reduction, total, weights, call.operands[0].dtype)[()]
+def _good(call: Call) -> Array:
+    """Whether each label is 1 or -1, or does not count."""
+    good = np.abs(call.operands[call.position_of_label]) == 1
+    return good if call.weight is None else good | (call.weight == 0)
 
 
 ENGINE = NumPy(np)

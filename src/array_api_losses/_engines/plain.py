@@ -46,11 +46,16 @@ class Plain:
         """Return the result, labels unseen; the library's own autodiff knows its derivative."""
         return _loss.value(self.xp, call)
 
+    def folded(self, call: Call) -> tuple[Array, Any]:
+        """Return the sum of the weighted losses and W, labels unseen."""
+        call = _loss.prepared(self.xp, call)
+        return _loss.folded(self.xp, call, _loss.terms_of(self.xp, call))
+
     def checked(self, call: Call) -> Call:
         """Raise for wrong labels if they can be read here and now."""
         if not call.trusted and self.readable(call):
             check_labels(self.xp, call)
-            return call._replace(trusted=call.weight is None)
+            return call.as_trusted() if call.weight is None else call
         return call
 
     def readable(self, call: Call) -> bool:

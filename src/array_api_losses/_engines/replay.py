@@ -1,0 +1,137 @@
+"""Replays the operations of a formula on one block after another, in the same few scratch arrays.
+
+A formula is called once, with stand-ins that note what becomes of them. From then on its operations
+run without it, and each result lies where an earlier one, no longer needed, has lain. So little
+memory is touched that it stays in the nearest cache, and little time is spent in Python, for which
+other threads would have to wait.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+
+
+class _StandIn(NDArrayOperatorsMixin):
+    """Stands for an array of one axis; `sample` is one of its dtype, with a single element."""
+
+    def __init__(self, tape: "Replay", sample: Any, place: int) -> None:
+        self.tape, self.sample, self.place = tape, sample, place
+        self.dtype, self.shape = sample.dtype, sample.shape
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any) -> "_StandIn":
+        return self.tape.note(ufunc, ufunc, inputs)
+
+    def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> "_StandIn":
+        def into(*arrays: Any, out: Any) -> None:
+            np.copyto(out, function(*arrays, **options))
+
+        return self.tape.note(into, function, args)
+
+    def astype(self, dtype: Any, **_: object) -> "_StandIn":
+        def into(array: Any, out: Any) -> None:
+            np.copyto(out, array, casting="unsafe")
+
+        return self.tape.note(into, lambda array: array.astype(dtype), (self,))
+
+
+class Replay:
+    """A formula that returns a tuple, of arrays and None; the next call overwrites the arrays.
+
+    It is to be called with arrays of one axis and one size, and with the same numbers each time.
+    """
+
+    def __init__(self, formula: Callable[..., tuple[Any, ...]]) -> None:
+        self._formula = formula
+        self._steps: list[tuple[Callable[..., Any], list[int], int]] = []
+        self._results: list[Any] = []  # their places, or None
+        self._arrays: list[Any] = []  # arguments, numbers and scratch, by place
+        self._scratch: dict[int, Any] = {}
+        self._size = 0
+
+    def __call__(self, arguments: list[Any], outputs: dict[int, Any]) -> list[Any]:
+        """Return what the formula does for `arguments`; `outputs` take some of the results."""
+        size = next(a.size for a in arguments if isinstance(a, np.ndarray) and a.ndim)
+        if not self._arrays:
+            self._record(arguments)
+        if size != self._size:
+            self._fit(size)
+        arrays = self._arrays
+        arrays[: len(arguments)] = arguments
+        copies, taken = [], set()
+        for i, output in outputs.items():
+            place = self._results[i]
+            free = place in self._scratch and place not in taken
+            if free and arrays[place].dtype == output.dtype:
+                arrays[place] = output
+                taken.add(place)
+            else:
+                copies.append((place, output))
+        for function, sources, target in self._steps:
+            function(*[arrays[i] for i in sources], out=arrays[target])
+        for place, output in copies:
+            output[...] = arrays[place]
+        return [None if place is None else arrays[place] for place in self._results]
+
+    def note(
+        self, into: Callable[..., Any], function: Callable[..., Any], inputs: tuple[Any, ...]
+    ) -> _StandIn:
+        """Note a step, and stand in for the output."""
+        like = next(i.dtype for i in inputs if isinstance(i, _StandIn))
+        sources = [
+            i if isinstance(i, _StandIn) else self._add(np.asarray(i, getattr(i, "dtype", like)))
+            for i in inputs
+        ]
+        places = [source.place for source in sources]
+        for step, operands, target in self._steps:
+            if step is into and operands == places:
+                return _StandIn(self, self._arrays[target], target)
+        result = self._add(function(*(source.sample for source in sources)))
+        self._steps.append((into, places, result.place))
+        return result
+
+    def _add(self, sample: Any) -> _StandIn:
+        self._arrays.append(sample)
+        return _StandIn(self, sample, len(self._arrays) - 1)
+
+    def _record(self, arguments: list[Any]) -> None:
+        self._arrays = list(arguments)
+        results = self._formula(
+            *(
+                _StandIn(self, a[:1], i) if isinstance(a, np.ndarray) and a.ndim else a
+                for i, a in enumerate(arguments)
+            )
+        )
+        last = {result.place: len(self._steps) for result in results if result is not None}
+        for i, (_, sources, target) in reversed([*enumerate(self._steps)]):
+            if target in last:
+                for source in sources:
+                    last.setdefault(source, i)
+
+        # What a step gives may lie where something lay that no later step needs.
+        home: dict[int, int] = {}
+        free: list[int] = []
+        steps, self._steps = self._steps, []
+        for i, (function, sources, target) in enumerate(steps):
+            if target not in last:
+                continue  # nothing needs it
+            done = [home[s] for s in {*sources} if s in home and last[s] == i]
+            fit = [
+                place
+                for place in (*done, *free)
+                if self._arrays[place].dtype == self._arrays[target].dtype
+                and not (function is np.sign and place in done)  # ten times slower in place
+            ]
+            home[target] = fit[0] if fit else target
+            free = [place for place in (*done, *free) if place != home[target]]
+            self._steps.append((function, [home.get(s, s) for s in sources], home[target]))
+        self._scratch = dict.fromkeys(home.values())
+        self._results = [r and home.get(r.place, r.place) for r in results]
+
+    def _fit(self, size: int) -> None:
+        for place, scratch in self._scratch.items():
+            if scratch is None or scratch.size < size:
+                self._scratch[place] = np.empty(size, self._arrays[place].dtype)
+            self._arrays[place] = self._scratch[place][:size]
+        self._size = size
