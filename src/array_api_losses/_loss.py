@@ -14,7 +14,7 @@ and a zero weight leaves the element out: there, 0 times anything is 0, also NaN
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
 from array_api_losses._arrays import agree, check_number, check_reduction
@@ -41,7 +41,7 @@ class Loss:
     label: str
     parameters: tuple[str, ...]
 
-    @property
+    @cached_property
     def operands(self) -> tuple[str, ...]:
         """The names of the operands, in the order of the formula."""
         return (*self.inputs, self.label, *self.parameters)
@@ -71,7 +71,8 @@ class Call(NamedTuple):
 
     def as_trusted(self) -> "Call":
         """Return the same call, its labels known to be 1 or -1."""
-        return Call(*self[:-1], trusted=True)
+        loss, operands, weight, reduction, name, _ = self
+        return Call(loss, operands, weight, reduction, name, trusted=True)
 
     @property
     def position_of_label(self) -> int:
@@ -135,12 +136,14 @@ def prepared(xp: Any, call: Call) -> Call:
     loss, operands, weight, reduction, name, trusted = call
     at = len(loss.inputs)
     dtype, label = operands[0].dtype, operands[at]
+    arrays = [parameter for parameter in operands[at + 1 :] if hasattr(parameter, "dtype")]
+    if trusted and not arrays and weight is None and label.dtype == dtype:
+        return call
     y = cast(xp, label, dtype)
     if not trusted:
         y = xp.where((label == 1) | (label == -1), y, math.nan)
-    for parameter in operands[at + 1 :]:
-        if hasattr(parameter, "dtype"):
-            y = y + xp.where(xp.isfinite(parameter), xp.zeros_like(parameter), math.nan)
+    for parameter in arrays:
+        y = y + xp.where(xp.isfinite(parameter), xp.zeros_like(parameter), math.nan)
     if weight is not None:
         weight = cast(xp, weight, accumulator(xp, dtype))
     operands = (*operands[:at], y, *operands[at + 1 :])
@@ -182,9 +185,10 @@ def folded(xp: Any, call: Call, terms: Array) -> tuple[Array, Any]:
     return total(xp, terms, dtype), weights
 
 
-def finished(xp: Any, reduction: str, sum_: Array, weights: Any, dtype: Any) -> Array:
-    """Return the result for a sum of weighted losses and W."""
-    return cast(xp, _divided(xp, sum_, weights) if reduction == "mean" else sum_, dtype)
+def finished(xp: Any, weights: Any, sum_: Array, dtype: Any) -> Array:
+    """Return the sum, or the mean if there is a W, in the dtype of the inputs."""
+    result = sum_ if weights is None else _divided(xp, sum_, weights)
+    return result if result.dtype == dtype else xp.astype(result, dtype)
 
 
 def reduced(xp: Any, call: Call, terms: Array) -> Array:
@@ -192,12 +196,14 @@ def reduced(xp: Any, call: Call, terms: Array) -> Array:
     dtype = call.operands[0].dtype
     if call.reduction == "none":
         return cast(xp, terms, dtype)
-    return finished(xp, call.reduction, *folded(xp, call, terms), dtype)
+    sum_, weights = folded(xp, call, terms)
+    return finished(xp, weights, sum_, dtype)
 
 
 def terms_of(xp: Any, call: Call) -> Array:
     """Return the weighted losses of a prepared call."""
-    return weighed(xp, call.weight, call.loss.value(xp, *call.operands))
+    losses = call.loss.value(xp, *call.operands)
+    return losses if call.weight is None else weighed(xp, call.weight, losses)
 
 
 def value(xp: Any, call: Call) -> Array:

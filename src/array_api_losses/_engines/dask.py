@@ -107,7 +107,8 @@ def _finished(call: Call, sums: Array) -> Array:
 def _finish(sums: Array, call: Call, dtype: Any) -> Array:
     engine = _engine(sums)
     with engine.quiet():
-        return _loss.finished(engine.xp, call.reduction, sums[0], sums[1], dtype)
+        weights = sums[1] if call.reduction == "mean" else None
+        return _loss.finished(engine.xp, weights, sums[0], dtype)
 
 
 def _losses(*arguments: Any, call: Call) -> Array:

@@ -14,10 +14,13 @@ from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call, Loss
 from array_api_losses._primitives import FASTER
 
-# XLA turns a choice into a blend, so `where` costs less here than `minimum` and `maximum`.
-FASTER[jnp.__name__] = {
-    "select": lambda xp, y, a, b: xp.where(y > 0, a, xp.where(y < 0, b, y)),
-}
+
+def _select(y: Any, a: Any, b: Any) -> Any:
+    # XLA turns a choice into a blend, so `where` costs less here than `minimum` and `maximum`.
+    return jnp.where(y > 0, a, jnp.where(y < 0, b, y))
+
+
+FASTER["select"][jnp.__name__] = _select
 
 
 class _Static(NamedTuple):

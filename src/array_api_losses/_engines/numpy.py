@@ -5,6 +5,7 @@ one pass. `numpy.nditer` cuts the blocks, in the order of memory, from arrays of
 few threads share them: NumPy lets go of the interpreter while it computes.
 """
 
+import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -38,11 +39,19 @@ SMALL = 2**15
 
 SIGNS = frozenset({1, -1})
 
-# `numpy.sum`, and what array-api-compat adds to `sign`, take longer than a few elements do.
-FASTER[np.__name__] = {
-    "sign": lambda xp, d: sign(d),
-    "total": lambda xp, values, dtype: np.add.reduce(values, axis=None, dtype=dtype),
-}
+_INFINITY = {np.dtype(kind): np.asarray(math.inf, dtype=kind) for kind in ("f2", "f4", "f8")}
+
+
+def _select(y: Any, a: Any, b: Any) -> Any:
+    # As the generic one, but NumPy takes an array sooner than a number of Python.
+    ceiling = y * _INFINITY.get(y.dtype, math.inf)
+    return np.maximum(np.minimum(a, ceiling), np.minimum(b, -ceiling))
+
+
+# What `numpy.sum` and array-api-compat do beforehand takes longer than a few elements do.
+FASTER["select"][np.__name__] = _select
+FASTER["sign"][np.__name__] = sign
+FASTER["total"][np.__name__] = lambda values, dtype: np.add.reduce(values, None, dtype)
 
 
 def _threads() -> int:
@@ -58,14 +67,15 @@ class NumPy(Plain):
 
     def value(self, call: Call) -> Array:
         first = call.operands[0]
-        if first.size <= BLOCK:
-            return super().value(call)
-        if call.reduction == "none":
+        if call.reduction == "none" and first.size > BLOCK:
             result = np.empty_like(first, subok=False)
             self._in_blocks(call, losses=result)
             return result
-        with self.quiet():
-            return _loss.finished(np, call.reduction, *self.folded(call), first.dtype)[()]
+        with np.errstate(all="ignore"):
+            if first.size <= BLOCK:
+                return self.run(self.checked(call))
+            total, weights = self.folded(call)
+            return _loss.finished(np, weights, total, first.dtype)[()]
 
     def folded(self, call: Call) -> tuple[Any, Any]:
         if call.operands[0].size <= BLOCK:
@@ -89,19 +99,20 @@ class NumPy(Plain):
                 losses = call.reduction != "none" or np.empty_like(first, subok=False)
             total, gradients = self._in_blocks(call, wanted, seed, mean, losses=losses)
             if losses is True:
-                value = _loss.finished(np, call.reduction, total, weights, first.dtype)[()]
+                value = _loss.finished(np, weights, total, first.dtype)[()]
             elif losses is not False:
                 value = losses
         return (value if cotangent is None else None), gradients
 
     def run(self, call: Call) -> Array:
-        return super().run(call)[()]  # as NumPy's own `sum`: a scalar, not a 0-d array
+        return _loss.value(np, call)[()]  # as NumPy's own `sum`: a scalar, not a 0-d array
 
     def checked(self, call: Call) -> Call:
-        if call.trusted:
+        loss, operands, weight, _, _, trusted = call
+        if trusted:
             return call
-        label = call.operands[call.position_of_label]
-        if call.weight is None and (
+        label = operands[len(loss.inputs)]
+        if weight is None and (
             SIGNS.issuperset(label.ravel().tolist())
             if label.size <= FEW
             else (np.abs(label) == 1).all()
@@ -117,7 +128,7 @@ class NumPy(Plain):
 
     def number(self, name: str, argument: str, value: Any, like: Array) -> Any:
         # A NumPy scalar is a number and an array at once; one of the right dtype stays what it is.
-        if hasattr(value, "dtype") and value.dtype == like.dtype:
+        if isinstance(value, np.generic) and value.dtype == like.dtype:
             return value
         if abs(value) < SMALL:
             return float(like.dtype.type(float(value)))

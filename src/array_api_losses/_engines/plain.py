@@ -68,11 +68,11 @@ class Plain:
 
     def kind(self, dtype: Any) -> str:
         """Return which of `KINDS` a dtype is, else "other"."""
-        found = self._kinds.get(dtype)
-        if found is None:
+        try:
+            return self._kinds[dtype]
+        except KeyError:
             found = next((kind for kind in KINDS if self.xp.isdtype(dtype, kind)), "other")
-            self._kinds[dtype] = found
-        return found
+            return self._kinds.setdefault(dtype, found)
 
     def device(self, array: Array) -> Any:
         """Return the device of an array, or None while it has none."""

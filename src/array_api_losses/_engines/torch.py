@@ -19,13 +19,13 @@ from array_api_losses._loss import Array, Call, Loss
 from array_api_losses._primitives import FASTER
 
 
-def _sign(_: Any, d: Any) -> Any:
+def _sign(d: Any) -> Any:
     # `torch.sign` makes 0 of NaN; the repair in array-api-compat waits on a GPU and refuses `vmap`.
     d = d.detach()
     return torch.sign(d) + torch.clamp(d, 0, 0)
 
 
-FASTER[xp.__name__] = {"sign": _sign}
+FASTER["sign"][xp.__name__] = _sign
 
 
 @dataclass(frozen=True)
