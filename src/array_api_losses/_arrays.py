@@ -4,6 +4,7 @@ Everything is checked here before anything is computed, and nothing is moved, ca
 """
 
 import math
+import struct
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -17,13 +18,21 @@ REDUCTIONS = ("none", "sum", "mean")
 
 _TO_SIGNS = "`label = 2 * xp.astype(label, xp.int8) - 1`"
 
-# Digits, smallest and largest exponent, as `math.frexp` counts them.
+# Digits and largest exponent, as `math.frexp` counts them.
 _FORMATS = {
-    "float16": (11, -13, 16),
-    "bfloat16": (8, -125, 128),
-    "float32": (24, -125, 128),
-    "float64": (53, -1021, 1024),
+    "float16": (11, 16),
+    "bfloat16": (8, 128),
+    "float32": (24, 128),
+    "float64": (53, 1024),
 }
+
+_CODES = {
+    "float16": struct.Struct("e"),
+    "float32": struct.Struct("f"),
+    "float64": struct.Struct("d"),
+}
+
+_NAMES: dict[Any, str] = {}
 
 
 def agree(call: "Call") -> tuple["Plain", "Call"]:
@@ -92,31 +101,29 @@ def check_number(name: str, argument: str, value: object, alternative: str = "")
 
 def dtype_name(dtype: Any) -> str:
     """Return the name that every library gives this dtype, such as "float32"."""
-    return str(dtype).rpartition(".")[2]
+    found = _NAMES.get(dtype)
+    if found is None:
+        found = _NAMES[dtype] = str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+    return found
 
 
 def rounded(name: str, argument: str, value: float, dtype: Any) -> float:
     """Round a finite number to `dtype`, half to even, without any array library."""
     kind = dtype_name(dtype)
-    digits, smallest, largest = _FORMATS[kind]
-    limit = math.ldexp(1 - 2.0**-digits, largest)
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
-    if kind == "float64" and math.isfinite(number):
-        return number
+    digits, largest = _FORMATS[kind]
+    limit = math.ldexp(1 - 2.0**-digits, largest)
     if abs(number) > limit:
-        _fail_margin_beyond(name, argument, number, kind, limit)
-    exponent = max(math.frexp(number)[1], smallest) - digits
+        msg = f"{name}: `{argument}` is {number}, beyond the largest {kind}, {limit}."
+        raise ValueError(msg)
+    if kind in _CODES:
+        code = _CODES[kind]
+        return float(code.unpack(code.pack(number))[0])
+    exponent = max(math.frexp(number)[1], 2 - largest) - digits
     return math.ldexp(round(math.ldexp(number, -exponent)), exponent)
-
-
-def _fail_margin_beyond(
-    name: str, argument: str, number: float, kind: str, limit: float
-) -> NoReturn:
-    msg = f"{name}: `{argument}` is {number}, beyond the largest {kind}, {limit}."
-    raise ValueError(msg)
 
 
 def check_labels(xp: Any, call: "Call") -> None:

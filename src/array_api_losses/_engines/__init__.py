@@ -12,13 +12,13 @@ import array_api_compat as compat
 if TYPE_CHECKING:
     from array_api_losses._engines.plain import Plain
 
-_BY_TYPE: dict[type, "Plain"] = {}
+BY_TYPE: dict[type, "Plain"] = {}
 _BY_NAMESPACE: dict[str, "Plain"] = {}
 
 
 def engine_of(array: Any) -> Optional["Plain"]:
     """Return the engine for an array, or None for what is no array."""
-    return _BY_TYPE.get(type(array)) or _found(array)
+    return BY_TYPE.get(type(array)) or _found(array)
 
 
 def _found(array: Any) -> Optional["Plain"]:
@@ -31,7 +31,7 @@ def _found(array: Any) -> Optional["Plain"]:
     if not compat.is_array_api_obj(array) or type(array).__name__ == "MaskedArray":
         return None  # a mask would be lost on the way; `weight` is the mask of a loss
     engine = _engine_for(array)
-    _BY_TYPE[type(array)] = engine
+    BY_TYPE[type(array)] = engine
     return engine
 
 

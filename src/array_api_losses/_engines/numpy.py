@@ -17,7 +17,7 @@ import array_api_compat.numpy as np
 from numpy import sign
 
 from array_api_losses import _loss
-from array_api_losses._arrays import check_labels, rounded
+from array_api_losses._arrays import check_labels
 from array_api_losses._engines.plain import Plain
 from array_api_losses._engines.replay import Replay
 from array_api_losses._loss import Array, Call
@@ -33,9 +33,6 @@ MOST_THREADS = 4
 
 FEW = 64
 """Up to so many labels are looked at fastest in Python."""
-
-SMALL = 2**15
-"""Below this a number is finite in every dtype, and NumPy itself may round it."""
 
 SIGNS = frozenset({1, -1})
 
@@ -130,9 +127,7 @@ class NumPy(Plain):
         # A NumPy scalar is a number and an array at once; one of the right dtype stays what it is.
         if isinstance(value, np.generic) and value.dtype == like.dtype:
             return value
-        if abs(value) < SMALL:
-            return float(like.dtype.type(float(value)))
-        return rounded(name, argument, value, like.dtype.newbyteorder("="))
+        return super().number(name, argument, value, like)
 
     def device(self, array: Array) -> Any:
         return "cpu"

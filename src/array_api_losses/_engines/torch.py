@@ -1,10 +1,14 @@
 """PyTorch: the slope is told to autograd by three functions that share forward and backward.
 
+On the CPU a tensor is an array of NumPy by another name: what autograd does not look into runs on
+the engine of NumPy, on the same memory, in blocks.
+
 `_Eager` is the quick one, for `backward` and `torch.autograd.grad`. `_Transformed` also knows `jvp`
 and batching, for `torch.func` and forward mode. `_Compiled` is `_Transformed` without `jvp`, which
 `torch.compile` refuses. All hold the arguments, and nothing else, between forward and backward.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +18,17 @@ from torch.autograd import forward_ad
 from torch.autograd.forward_ad import unpack_dual
 
 from array_api_losses import _loss
+from array_api_losses._engines import BY_TYPE
 from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call, Loss
 from array_api_losses._primitives import FASTER
+
+NUMPY: Any = None
+with suppress(ImportError):  # PyTorch does not need NumPy
+    from array_api_losses._engines.numpy import ENGINE as NUMPY
+
+TENSORS = (torch.Tensor, torch.nn.Parameter)
+"""Types whose values lie in memory; a subclass may do anything."""
 
 
 def _sign(d: Any) -> Any:
@@ -34,12 +46,14 @@ class _Static:
 
     loss: Loss
     reduction: str
+    name: str | None
     trusted: bool
     numbers: tuple[Any, ...]
 
     def call(self, tensors: tuple[Any, ...]) -> Call:
-        arguments = tuple(n if t is None else t for n, t in zip(self.numbers, tensors, strict=True))
-        return Call(self.loss, arguments[:-1], arguments[-1], self.reduction, None, self.trusted)
+        arguments = [n if t is None else t for n, t in zip(self.numbers, tensors, strict=True)]
+        operands, weight = tuple(arguments[:-1]), arguments[-1]
+        return Call(self.loss, operands, weight, self.reduction, self.name, self.trusted)
 
 
 class _Compiled(torch.autograd.Function):
@@ -81,22 +95,57 @@ class _Eager(torch.autograd.Function):
     def forward(ctx: Any, static: _Static, *tensors: Any) -> Any:
         ctx.static = static
         ctx.save_for_backward(*tensors)
-        return _loss.value(xp, static.call(tensors))
+        return ENGINE.untracked(static.call(tensors))
 
-    backward = _Compiled.backward
+    @staticmethod
+    def backward(ctx: Any, cotangent: Any) -> Any:
+        if not torch.is_grad_enabled():
+            host = _host(ctx.static.call(ctx.saved_tensors), cotangent)
+            if host is not None:
+                gradients = NUMPY.gradient(host[0], ctx.needs_input_grad[1:], host[1])[1]
+                return None, *(_tensor(g, cotangent.dtype) for g in gradients)
+        return _Compiled.backward(ctx, cotangent)
 
 
 class Torch(Plain):
     """Labels are read on the CPU only, and only outside `vmap`, `torch.compile` and the like."""
 
-    def run(self, call: Call) -> Array:
+    def value(self, call: Call) -> Array:
+        if torch.compiler.is_compiling():
+            return self.run(call)
         rule = _rule(call.arguments)
         if rule is None:
-            return _loss.value(xp, call)
+            return self.untracked(call)
+        if rule is not _Eager:
+            call = self.checked(call)
+        return self._ruled(rule, call)
+
+    def untracked(self, call: Call) -> Array:
+        """Return the result, of which autodiff need not know."""
+        host = _host(call)
+        if host is not None:
+            return _tensor(NUMPY.value(host[0]), call.operands[0].dtype)
+        return _loss.value(xp, self.checked(call))
+
+    def gradient(
+        self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
+    ) -> tuple[Array | None, tuple[Array | None, ...]]:
+        host = _host(call, cotangent) if _rule((*call.arguments, cotangent)) is None else None
+        if host is None:
+            return super().gradient(call, wanted, cotangent)
+        value, gradients = NUMPY.gradient(host[0], wanted, host[1])
+        dtype = call.operands[0].dtype
+        return _tensor(value, dtype), tuple(_tensor(g, dtype) for g in gradients)
+
+    def run(self, call: Call) -> Array:
+        rule = _rule(call.arguments)
+        return _loss.value(xp, call) if rule is None else self._ruled(rule, call)
+
+    def _ruled(self, rule: Any, call: Call) -> Array:
         arguments = call.arguments
         tensors = tuple(a if isinstance(a, torch.Tensor) else None for a in arguments)
         numbers = tuple(None if isinstance(a, torch.Tensor) else a for a in arguments)
-        static = _Static(call.loss, call.reduction, call.trusted, numbers)
+        static = _Static(call.loss, call.reduction, call.name, call.trusted, numbers)
         return rule.apply(static, *tensors)
 
     def checked(self, call: Call) -> Call:
@@ -132,4 +181,45 @@ def _rule(arguments: tuple[Any, ...]) -> Any:
     return None
 
 
+def _host(call: Call, cotangent: Any = None) -> tuple[Call, Any] | None:
+    """Return the call, and the cotangent, in arrays of NumPy that share the memory, if that can be.
+
+    Not where something watches the tensors that would not see what NumPy does.
+    """
+    first = call.operands[0]
+    if (
+        torch.compiler.is_compiling()
+        or NUMPY is None
+        or first.dtype not in {torch.float32, torch.float64}
+        or first.device.type != "cpu"
+        or torch._C._len_torch_dispatch_stack()
+        or torch.jit.is_tracing()
+    ):
+        return None
+    arrays = []
+    for argument in (*call.operands, call.weight, cotangent):
+        array = argument
+        if isinstance(argument, torch.Tensor):
+            if type(argument) not in TENSORS:
+                return None
+            try:
+                array = argument.detach().numpy()
+            except (RuntimeError, TypeError):  # within `vmap`, or not a strided tensor
+                return None
+        arrays.append(array)
+    *operands, weight, cotangent = arrays
+    loss, _, _, reduction, name, trusted = call
+    return Call(loss, tuple(operands), weight, reduction, name, trusted), cotangent
+
+
+def _tensor(array: Any, dtype: Any) -> Any:
+    """Turn a result of NumPy, an array or a scalar, into a tensor."""
+    if array is None:
+        return None
+    if array.ndim:
+        return torch.from_numpy(array)
+    return torch.scalar_tensor(array.item(), dtype=dtype)
+
+
 ENGINE = Torch(xp)
+BY_TYPE.update(dict.fromkeys(TENSORS, ENGINE))
