@@ -1,5 +1,6 @@
 """JAX: one compiled function a loss, which knows its slope as a derivative rule."""
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -65,16 +66,35 @@ def _gradient(
 
 
 class JAX(Plain):
-    """Everything runs compiled; labels are read before, where they have values."""
+    """Everything runs compiled; where labels have values, wrong ones are looked for afterwards.
 
-    def run(self, call: Call) -> Array:
-        return _attached(call)
+    They have made NaN of the result, so that it costs nothing to see that there are none.
+    """
+
+    def value(self, call: Call) -> Array:
+        if call.reduction == "none" or not _concrete(call):
+            return super().value(call)
+        result = self.run(call)
+        self._explain(call, result)
+        return result
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        call = self.checked(call)
-        return _gradient(_static(call), wanted, call.arguments, cotangent)
+        afterwards = call.reduction != "none" and cotangent is None and _concrete(call)
+        if not afterwards:
+            call = self.checked(call)
+        value, gradients = _gradient(_static(call), wanted, call.arguments, cotangent)
+        if afterwards:
+            self._explain(call, value)
+        return value, gradients
+
+    def _explain(self, call: Call, value: Array) -> None:
+        if _readable(value) and math.isnan(value):
+            self.checked(call)
+
+    def run(self, call: Call) -> Array:
+        return _attached(call)
 
     def checked(self, call: Call) -> Call:
         at = call.position_of_label
@@ -91,6 +111,10 @@ class JAX(Plain):
 
     def strengthened(self, parameter: Array, dtype: Any) -> Array:
         return parameter.astype(dtype) if parameter.aval.weak_type else parameter
+
+
+def _concrete(call: Call) -> bool:
+    return not any(isinstance(argument, jax.core.Tracer) for argument in call.arguments)
 
 
 def _readable(array: Array) -> bool:

@@ -7,6 +7,7 @@ few threads share them: NumPy lets go of the interpreter while it computes.
 
 import math
 import os
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -52,7 +53,12 @@ FASTER["total"][np.__name__] = lambda values, dtype: np.add.reduce(values, None,
 
 
 def _threads() -> int:
-    """Return how many threads may work: as many as OMP_NUM_THREADS and the processors allow."""
+    """Return how many threads may work: as many as OMP_NUM_THREADS and the processors allow.
+
+    A caller that is not the main thread is one of several that share them already.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     most = int(asked) if asked.isdecimal() else MOST_THREADS
     has = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -71,13 +77,13 @@ class NumPy(Plain):
         with np.errstate(all="ignore"):
             if first.size <= BLOCK:
                 return self.run(self.checked(call))
-            total, weights = self.folded(call)
-            return _loss.finished(np, weights, total, first.dtype)[()]
+            total = self._in_blocks(call, losses=True)[0]
+            return _loss.finished(np, self._weights(call), total, first.dtype)[()]
 
     def folded(self, call: Call) -> tuple[Any, Any]:
         if call.operands[0].size <= BLOCK:
             return super().folded(call)
-        return self._in_blocks(call, losses=True)[0], self._weights(call)
+        return self._in_blocks(call, losses=True, check=False)[0], self._weights(call)
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -146,6 +152,7 @@ class NumPy(Plain):
         mean: Array | None = None,
         *,
         losses: Array | bool,
+        check: bool = True,
     ) -> tuple[Any, tuple[Array | None, ...]]:
         """Fill `losses` with the weighted losses or, if that is True, add them up; and gradients.
 
@@ -167,8 +174,10 @@ class NumPy(Plain):
         def formula(*arguments: Any) -> tuple[Any, ...]:
             own_seed = (arguments[-1], None) if each else seed
             block = call.with_arguments(arguments[: len(call.arguments)])
-            good = None if call.trusted else _good(block)
-            block = _loss.prepared(np, block if call.weight is not None else block.as_trusted())
+            good = _good(block) if check and not call.trusted else None
+            if good is not None and call.weight is None:
+                block = block.as_trusted()
+            block = _loss.prepared(np, block)
             terms = in_weight = gradients = None
             if losses is not False or wanted[-1]:
                 found = block.loss.value(np, *block.operands)
