@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -162,35 +163,20 @@ class NumPy(Plain):
         wide = _loss.accumulator(np, first.dtype)
         wanted = wanted or (False,) * len(call.arguments)
         small = [np.size(argument) <= 1 for argument in call.arguments]
-        arrays: dict[int, Any] = {}  # by their place among the results of a block
+        formula = _Formula(
+            call, wanted, seed, mean, losses is not False, check and not call.trusted
+        )
+        arrays: dict[int, Any] = {}  # by their place among the results of the formula
         if isinstance(losses, np.ndarray):
             arrays[1] = losses
         for i, (argument, want) in enumerate(zip(call.arguments, wanted, strict=True)):
             if want and not small[i]:
                 dtype = first.dtype if argument.shape == first.shape else wide
                 arrays[i + 2] = np.empty_like(first, dtype=dtype, subok=False)
-        each = [] if np.ndim(seed[0]) == 0 else [seed[0]]
-
-        def formula(*arguments: Any) -> tuple[Any, ...]:
-            own_seed = (arguments[-1], None) if each else seed
-            block = call.with_arguments(arguments[: len(call.arguments)])
-            good = _good(block) if check and not call.trusted else None
-            if good is not None and call.weight is None:
-                block = block.as_trusted()
-            block = _loss.prepared(np, block)
-            terms = in_weight = gradients = None
-            if losses is not False or wanted[-1]:
-                found = block.loss.value(np, *block.operands)
-                if losses is not False:
-                    terms = _loss.weighed(np, block.weight, found)
-                if wanted[-1]:
-                    in_weight = _loss.slope_in_weight(np, block.weight, found, mean)
-            gradients = _loss.gradients(np, block, wanted, own_seed, in_weight)
-            return good, terms, *gradients
 
         def work(tape: Replay, arguments: list[Any], outputs: dict[int, Any]) -> list[Any]:
             good, terms, *gradients = tape(arguments, outputs)
-            if good is not None and not good.all():
+            if good is not None and np.count_nonzero(good) < good.size:
                 check_labels(np, call)
             columns = [terms if losses is True else None]
             columns += [g if one else None for g, one in zip(gradients, small, strict=True)]
@@ -199,7 +185,7 @@ class NumPy(Plain):
                 for c in columns
             ]
 
-        sums = self._over_blocks(formula, work, [*call.arguments, *each], arrays)
+        sums = self._over_blocks(formula, work, [*call.arguments, *formula.varying], arrays)
         total, *totals = np.sum(np.asarray(sums, dtype=np.float64), axis=0)
         return total, tuple(
             None
@@ -233,8 +219,12 @@ class NumPy(Plain):
             buffersize=BLOCK,
         )
 
+        with self.quiet():
+            tape = Replay(formula, arguments)
+
         def part(start: int, stop: int) -> list[T]:
-            own, done, tape = list(arguments), [], Replay(formula)
+            own, done = list(arguments), []
+            own_tape = tape.copy()
             with self.quiet(), whole.copy() as iterator:
                 iterator.iterrange = start, stop
                 iterator.reset()
@@ -242,7 +232,7 @@ class NumPy(Plain):
                     for i, view in zip(places, views, strict=False):
                         own[i] = view
                     done.append(
-                        work(tape, own, dict(zip(outputs, views[len(places) :], strict=True)))
+                        work(own_tape, own, dict(zip(outputs, views[len(places) :], strict=True)))
                     )
             return done
 
@@ -256,6 +246,43 @@ class NumPy(Plain):
             others = [pool.submit(part, *bounds) for bounds in rest]
             done = part(*first)
             return [*done, *(result for other in others for result in other.result())]
+
+
+@dataclass(frozen=True)
+class _Formula:
+    """What is computed of a block: whether its labels are good, the weighted losses, gradients."""
+
+    call: Call
+    wanted: tuple[bool, ...]
+    seed: tuple[Any, Array | None]
+    mean: Array | None
+    losses: bool
+    check: bool
+
+    @property
+    def varying(self) -> list[Array]:
+        """A cotangent that is an array, and so comes in blocks too."""
+        return [] if np.ndim(self.seed[0]) == 0 else [self.seed[0]]
+
+    def __call__(self, *arguments: Any) -> tuple[Any, ...]:
+        count = len(self.call.arguments)
+        first, at = arguments[0], self.call.position_of_label
+        if arguments[at].dtype.kind == "i":  # no other integer rounds to 1, so this is quicker
+            label = _loss.cast(np, arguments[at], first.dtype)
+            arguments = (*arguments[:at], label, *arguments[at + 1 :])
+        block = self.call.with_arguments(arguments[:count])
+        good = _good(block) if self.check else None
+        if good is not None and block.weight is None:
+            block = block.as_trusted()
+        block = _loss.prepared(np, block)
+        terms = in_weight = None
+        if self.losses or self.wanted[-1]:
+            losses = block.loss.value(np, *block.operands)
+            terms = _loss.weighed(np, block.weight, losses) if self.losses else None
+            if self.wanted[-1]:
+                in_weight = _loss.slope_in_weight(np, block.weight, losses, self.mean)
+        seed = (arguments[count], None) if self.varying else self.seed
+        return good, terms, *_loss.gradients(np, block, self.wanted, seed, in_weight)
 
 
 def _good(call: Call) -> Array:

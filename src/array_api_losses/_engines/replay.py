@@ -7,6 +7,7 @@ other threads would have to wait.
 """
 
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -42,19 +43,26 @@ class Replay:
     It is to be called with arrays of one axis and one size, and with the same numbers each time.
     """
 
-    def __init__(self, formula: Callable[..., tuple[Any, ...]]) -> None:
-        self._formula = formula
+    def __init__(self, formula: Callable[..., tuple[Any, ...]], arguments: list[Any]) -> None:
+        """Note what `formula` does with `arguments`, of which it sees but one element."""
         self._steps: list[tuple[Callable[..., Any], list[int], int]] = []
         self._results: list[Any] = []  # their places, or None
         self._arrays: list[Any] = []  # arguments, numbers and scratch, by place
         self._scratch: dict[int, Any] = {}
         self._size = 0
+        self._record(formula, arguments)
+
+    def copy(self) -> "Replay":
+        """Return the same with scratch of its own, for another thread."""
+        other = copy(self)
+        vars(other).update(
+            _arrays=list(self._arrays), _scratch=dict.fromkeys(self._scratch), _size=0
+        )
+        return other
 
     def __call__(self, arguments: list[Any], outputs: dict[int, Any]) -> list[Any]:
         """Return what the formula does for `arguments`; `outputs` take some of the results."""
         size = next(a.size for a in arguments if isinstance(a, np.ndarray) and a.ndim)
-        if not self._arrays:
-            self._record(arguments)
         if size != self._size:
             self._fit(size)
         arrays = self._arrays
@@ -95,11 +103,13 @@ class Replay:
         self._arrays.append(sample)
         return _StandIn(self, sample, len(self._arrays) - 1)
 
-    def _record(self, arguments: list[Any]) -> None:
+    def _record(self, formula: Callable[..., tuple[Any, ...]], arguments: list[Any]) -> None:
         self._arrays = list(arguments)
-        results = self._formula(
+        results = formula(
             *(
-                _StandIn(self, a[:1], i) if isinstance(a, np.ndarray) and a.ndim else a
+                _StandIn(self, a[(0,) * (a.ndim - 1)][:1], i)
+                if isinstance(a, np.ndarray) and a.ndim
+                else a
                 for i, a in enumerate(arguments)
             )
         )
