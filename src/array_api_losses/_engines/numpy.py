@@ -27,11 +27,23 @@ from array_api_losses._primitives import FASTER
 
 T = TypeVar("T")
 
-BLOCK = 2**18
-"""Elements of a block: with fewer, threads wait for the interpreter more than they compute."""
+WHOLE = 2**15
+"""Up to so many elements take the plain path; beyond, new memory costs more than blocks do."""
+
+BLOCK = 2**16
+"""Elements of a block, for one thread: what it touches stays in the nearest cache."""
+
+BIG_BLOCK = 2**18
+"""The same for several threads: with less they wait for the interpreter more than they compute."""
+
+FOR_THREADS = 2**20
+"""So many elements keep more than one thread busy."""
 
 MOST_THREADS = 4
 """More would wait for the memory, and each holds the temporaries of a block."""
+
+MOST_TAPES = 64
+TAPES: dict[Any, Replay] = {}
 
 FEW = 64
 """Up to so many labels are looked at fastest in Python."""
@@ -53,12 +65,12 @@ FASTER["sign"][np.__name__] = sign
 FASTER["total"][np.__name__] = lambda values, dtype: np.add.reduce(values, None, dtype)
 
 
-def _threads() -> int:
+def _threads(size: int) -> int:
     """Return how many threads may work: as many as OMP_NUM_THREADS and the processors allow.
 
     A caller that is not the main thread is one of several that share them already.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if size < FOR_THREADS or threading.current_thread() is not threading.main_thread():
         return 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     most = int(asked) if asked.isdecimal() else MOST_THREADS
@@ -67,22 +79,22 @@ def _threads() -> int:
 
 
 class NumPy(Plain):
-    """Arrays of one block or less take the plain path."""
+    """Few elements take the plain path; more come in blocks."""
 
     def value(self, call: Call) -> Array:
         first = call.operands[0]
-        if call.reduction == "none" and first.size > BLOCK:
+        if call.reduction == "none" and first.size > WHOLE:
             result = np.empty_like(first, subok=False)
             self._in_blocks(call, losses=result)
             return result
         with np.errstate(all="ignore"):
-            if first.size <= BLOCK:
+            if first.size <= WHOLE:
                 return self.run(self.checked(call))
             total = self._in_blocks(call, losses=True)[0]
             return _loss.finished(np, self._weights(call), total, first.dtype)[()]
 
     def folded(self, call: Call) -> tuple[Any, Any]:
-        if call.operands[0].size <= BLOCK:
+        if call.operands[0].size <= WHOLE:
             return super().folded(call)
         return self._in_blocks(call, losses=True, check=False)[0], self._weights(call)
 
@@ -90,7 +102,7 @@ class NumPy(Plain):
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
         first = call.operands[0]
-        if first.size <= BLOCK:
+        if first.size <= WHOLE:
             return super().gradient(call, wanted, cotangent)
         with self.quiet():
             weights = self._weights(call)
@@ -198,7 +210,7 @@ class NumPy(Plain):
 
     def _over_blocks(
         self,
-        formula: Callable[..., tuple[Any, ...]],
+        formula: "_Formula",
         work: Callable[[Replay, list[Any], dict[int, Any]], T],
         arguments: list[Any],
         outputs: dict[int, Any],
@@ -212,33 +224,33 @@ class NumPy(Plain):
         ]
         places = [i for i, argument in enumerate(arguments) if np.size(argument) > 1]
         flags: Any = [["readonly"]] * len(places) + [["writeonly"]] * len(outputs)
+        threads = _threads(arguments[0].size)
+        size = BLOCK if threads == 1 else BIG_BLOCK
         whole = np.nditer(
             [*(arguments[i] for i in places), *outputs.values()],
             ["external_loop", "buffered", "ranged", "delay_bufalloc"],
             flags,
-            buffersize=BLOCK,
+            buffersize=size,
         )
 
-        with self.quiet():
-            tape = Replay(formula, arguments)
+        tape = self._tape(formula, arguments)
 
         def part(start: int, stop: int) -> list[T]:
-            own, done = list(arguments), []
-            own_tape = tape.copy()
+            own, done, own_tape = list(arguments), [], tape.copy()
             with self.quiet(), whole.copy() as iterator:
                 iterator.iterrange = start, stop
                 iterator.reset()
                 for views in iterator:
                     for i, view in zip(places, views, strict=False):
                         own[i] = view
-                    done.append(
-                        work(own_tape, own, dict(zip(outputs, views[len(places) :], strict=True)))
-                    )
+                    outs = dict(zip(outputs, views[len(places) :], strict=True))
+                    done.append(work(own_tape, own, outs))
+            own_tape.release()
             return done
 
-        blocks = -(-whole.itersize // BLOCK)
-        threads = min(blocks, _threads())
-        cuts = [BLOCK * (blocks * k // threads) for k in range(threads)] + [whole.itersize]
+        blocks = -(-whole.itersize // size)
+        threads = min(threads, blocks)
+        cuts = [size * (blocks * k // threads) for k in range(threads)] + [whole.itersize]
         first, *rest = pairwise(cuts)
         if not rest:
             return part(*first)
@@ -246,6 +258,20 @@ class NumPy(Plain):
             others = [pool.submit(part, *bounds) for bounds in rest]
             done = part(*first)
             return [*done, *(result for other in others for result in other.result())]
+
+    def _tape(self, formula: "_Formula", arguments: list[Any]) -> Replay:
+        """Return what was noted of this formula, for numbers and dtypes as these."""
+        key = (
+            formula.key,
+            *(a.dtype if isinstance(a, np.ndarray) and a.ndim else repr(a) for a in arguments),
+        )
+        tape = TAPES.get(key)
+        if tape is None:
+            if len(TAPES) >= MOST_TAPES:
+                TAPES.clear()
+            with self.quiet():
+                tape = TAPES[key] = Replay(formula, arguments)
+        return tape
 
 
 @dataclass(frozen=True)
@@ -258,6 +284,13 @@ class _Formula:
     mean: Array | None
     losses: bool
     check: bool
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """All that decides on the operations, but the arguments."""
+        call, seed = self.call, "varying" if self.varying else repr(self.seed)
+        parts = (call.loss, call.trusted, self.wanted, seed, repr(self.mean))
+        return (*parts, self.losses, self.check)
 
     @property
     def varying(self) -> list[Array]:

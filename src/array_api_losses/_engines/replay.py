@@ -7,11 +7,17 @@ other threads would have to wait.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from copy import copy
 from typing import Any
 
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
+
+FREE: list[Any] = []
+"""Scratch between calls: the system takes as long to hand out memory as a formula to fill it."""
+
+MOST_FREE = 12
 
 
 class _StandIn(NDArrayOperatorsMixin):
@@ -107,12 +113,13 @@ class Replay:
         self._arrays = list(arguments)
         results = formula(
             *(
-                _StandIn(self, a[(0,) * (a.ndim - 1)][:1], i)
+                _StandIn(self, a[(0,) * (a.ndim - 1)][:1].copy(), i)
                 if isinstance(a, np.ndarray) and a.ndim
                 else a
                 for i, a in enumerate(arguments)
             )
         )
+        self._arrays[: len(arguments)] = [None] * len(arguments)  # let go of them
         last = {result.place: len(self._steps) for result in results if result is not None}
         for i, (_, sources, target) in reversed([*enumerate(self._steps)]):
             if target in last:
@@ -140,8 +147,24 @@ class Replay:
         self._results = [r and home.get(r.place, r.place) for r in results]
 
     def _fit(self, size: int) -> None:
-        for place, scratch in self._scratch.items():
-            if scratch is None or scratch.size < size:
-                self._scratch[place] = np.empty(size, self._arrays[place].dtype)
-            self._arrays[place] = self._scratch[place][:size]
+        for place, old in self._scratch.items():
+            dtype = self._arrays[place].dtype
+            nbytes = size * dtype.itemsize
+            new = old if old is not None and old.size >= nbytes else _taken(nbytes)
+            self._scratch[place], self._arrays[place] = new, new[:nbytes].view(dtype)
         self._size = size
+
+    def release(self) -> None:
+        """Let others have the scratch."""
+        FREE.extend(scratch for scratch in self._scratch.values() if scratch is not None)
+        del FREE[MOST_FREE:]
+        self._scratch = dict.fromkeys(self._scratch)
+
+
+def _taken(nbytes: int) -> Any:
+    with suppress(IndexError):  # another thread may take the last one
+        while FREE:
+            scratch = FREE.pop()
+            if scratch.size >= nbytes:
+                return scratch
+    return np.empty(nbytes, np.uint8)
