@@ -40,7 +40,7 @@ def agree(call: "Call") -> tuple["Plain", "Call"]:
 
     Numbers among the parameters come back rounded to the dtype of the inputs.
     """
-    loss, operands, weight, reduction, name, trusted = call
+    loss, operands, weight, reduction, name, trusted, compiled = call
     name = name or loss.name
     check_reduction(name, reduction)
     first, who, at = operands[0], loss.inputs[0], len(loss.inputs)
@@ -70,7 +70,9 @@ def agree(call: "Call") -> tuple["Plain", "Call"]:
         _check_same_home(name, engine, who, first, "weight", weight)
         mask = engine.kind(weight.dtype) == "bool"
         _check_partner(name, who, first, "weight", weight, mask=mask)
-    return engine, type(call)(loss, tuple(checked), weight, reduction, name, trusted)
+    if compiled:
+        engine = engine.compiled()
+    return engine, type(call)(loss, tuple(checked), weight, reduction, name, trusted, compiled)
 
 
 def check_reduction(name: str, reduction: object) -> None:
@@ -173,9 +175,9 @@ def _check_same_home(
 ) -> None:
     """Refuse another library and another device."""
     other = engine_of(array)
-    if other is not engine:
-        if other is None:
-            _fail_not_array(name, argument, array)
+    if other is None:
+        _fail_not_array(name, argument, array)
+    if other is not engine and other.name != engine.name:
         msg = (
             f"{name}: `{who}` is a {engine.name} array but `{argument}` is a {other.name} array."
             f" Nothing is moved between libraries; convert one, e.g."

@@ -57,6 +57,8 @@ class Call(NamedTuple):
     name: str | None
     trusted: bool = False
     """Whether every label is known to be 1 or -1."""
+    compiled: bool = False
+    """Whether it is to run compiled."""
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -65,13 +67,11 @@ class Call(NamedTuple):
 
     def with_arguments(self, arguments: tuple[Any, ...]) -> "Call":
         """Return the same call of other arrays."""
-        return Call(
-            self.loss, arguments[:-1], arguments[-1], self.reduction, self.name, self.trusted
-        )
+        return self._replace(operands=arguments[:-1], weight=arguments[-1])
 
     def as_trusted(self) -> "Call":
         """Return the same call, its labels known to be 1 or -1."""
-        loss, operands, weight, reduction, name, _ = self
+        loss, operands, weight, reduction, name, _, _ = self
         return Call(loss, operands, weight, reduction, name, trusted=True)
 
     @property
@@ -133,7 +133,7 @@ def prepared(xp: Any, call: Call) -> Call:
 
     That is a label other than 1 and -1, and every label beside a margin that is not finite.
     """
-    loss, operands, weight, reduction, name, trusted = call
+    loss, operands, weight, reduction, name, trusted, _ = call
     at = len(loss.inputs)
     dtype, label = operands[0].dtype, operands[at]
     arrays = [parameter for parameter in operands[at + 1 :] if hasattr(parameter, "dtype")]

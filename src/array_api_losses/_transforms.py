@@ -1,16 +1,17 @@
-"""Functions of losses: `value_and_grad` and `vjp`, for every library.
+"""Functions of losses: `value_and_grad`, `vjp` and `jit`, for every library.
 
-They follow `jax.value_and_grad` and `jax.vjp` in name and spirit, and take any loss of this
-package, function or instance. They use the slopes that stand beside the formula, so the
-library needs no automatic differentiation.
+They follow those of JAX in name and spirit, and take any loss of this package, function or
+instance. They use the slopes that stand beside the formula, so the library needs no automatic
+differentiation.
 """
 
 import inspect
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, TypeAlias
 
 from array_api_losses._arrays import agree, check_cotangent
-from array_api_losses._loss import Array, Call, LossInstance
+from array_api_losses._loss import Array, Call, LossInstance, loss_function
 
 Argnums: TypeAlias = int | str | tuple[int | str, ...]
 
@@ -61,6 +62,7 @@ def value_and_grad(loss: Callable[..., Array], argnums: Argnums = 0) -> Callable
         value, gradients = engine.gradient(call, _wanted("value_and_grad", call, names), None)
         return value, _shaped(call, names, gradients, argnums)
 
+    function.__dict__["of_compiled"] = lambda: value_and_grad(jit(loss), argnums)
     return function
 
 
@@ -113,6 +115,55 @@ def vjp(
     return value, pullback
 
 
+def jit(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the same function, compiled for the arrays that it is called with.
+
+    Parameters
+    ----------
+    loss : function or instance of this package, or what `value_and_grad` returned
+
+    Returns
+    -------
+    function
+        With the parameters and results of `loss`. It compiles at the first call for a kind of
+        array: with Numba for NumPy (unweighted losses of float32 or float64 with one margin; others
+        run as without `jit`), with `torch.compile` for PyTorch, with `jax.jit` for JAX, for Dask as
+        its chunks are, and not at all for other libraries.
+
+    Raises
+    ------
+    TypeError
+        If `loss` is not of this package.
+    ImportError
+        At a call with arrays of NumPy, if Numba is not installed.
+
+    Notes
+    -----
+    Labels of PyTorch are not read: the loss of a wrong one is NaN. In other libraries they are, as
+    without `jit`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import array_api_losses as xpl
+    >>> loss = xpl.jit(xpl.hinge_embedding_loss)
+    >>> float(loss(np.asarray([1.5, 0.25, 3.0]), np.asarray([1, -1, -1])))
+    0.75
+    """
+    of_compiled = getattr(loss, "of_compiled", None)
+    if of_compiled is not None:
+        function: Callable[..., Any] = of_compiled()
+        return function
+    bind = _binder("jit", loss)
+
+    @wraps(loss if hasattr(loss, "__name__") else type(loss).__call__)
+    def compiled(*args: Any, **kwargs: Any) -> Call:
+        return bind(*args, **kwargs)._replace(compiled=True)
+
+    compiled.__dict__["__signature__"] = inspect.signature(loss)
+    return loss_function(compiled)
+
+
 def _binder(transform: str, loss: Any) -> Callable[..., Call]:
     loss = getattr(loss, "__self__", loss)  # of `instance.forward`, the instance
     if isinstance(loss, type) and issubclass(loss, LossInstance):
@@ -123,13 +174,17 @@ def _binder(transform: str, loss: Any) -> Callable[..., Call]:
         msg = (
             f"{transform}: {getattr(loss, '__name__', repr(loss))} is not a loss of"
             f" array_api_losses. For other functions use the transform of your framework,"
-            f" e.g. `jax.{transform}` or `torch.func.{_IN_TORCH[transform]}`."
+            f" e.g. `jax.{transform}` or `{_IN_TORCH[transform]}`."
         )
         raise TypeError(msg)
     return bind
 
 
-_IN_TORCH = {"value_and_grad": "grad_and_value", "vjp": "vjp"}
+_IN_TORCH = {
+    "value_and_grad": "torch.func.grad_and_value",
+    "vjp": "torch.func.vjp",
+    "jit": "torch.compile",
+}
 
 
 def _names(

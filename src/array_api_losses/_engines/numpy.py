@@ -65,7 +65,7 @@ FASTER["sign"][np.__name__] = sign
 FASTER["total"][np.__name__] = lambda values, dtype: np.add.reduce(values, None, dtype)
 
 
-def _threads(size: int) -> int:
+def threads_for(size: int) -> int:
     """Return how many threads may work: as many as OMP_NUM_THREADS and the processors allow.
 
     A caller that is not the main thread is one of several that share them already.
@@ -124,7 +124,7 @@ class NumPy(Plain):
         return _loss.value(np, call)[()]  # as NumPy's own `sum`: a scalar, not a 0-d array
 
     def checked(self, call: Call) -> Call:
-        loss, operands, weight, _, _, trusted = call
+        loss, operands, weight, _, _, trusted, _ = call
         if trusted:
             return call
         label = operands[len(loss.inputs)]
@@ -150,6 +150,17 @@ class NumPy(Plain):
 
     def device(self, array: Array) -> Any:
         return "cpu"
+
+    def compiled(self) -> Plain:
+        try:
+            from array_api_losses._engines import numba
+        except ImportError as error:
+            msg = (
+                "jit: compiling for NumPy needs Numba, which is not installed. Install it, e.g."
+                ' `pip install "array-api-losses[jit]"`.'
+            )
+            raise ImportError(msg) from error
+        return numba.ENGINE
 
     def _weights(self, call: Call) -> Any:
         """W, where it is needed."""
@@ -224,7 +235,7 @@ class NumPy(Plain):
         ]
         places = [i for i, argument in enumerate(arguments) if np.size(argument) > 1]
         flags: Any = [["readonly"]] * len(places) + [["writeonly"]] * len(outputs)
-        threads = _threads(arguments[0].size)
+        threads = threads_for(arguments[0].size)
         size = BLOCK if threads == 1 else BIG_BLOCK
         whole = np.nditer(
             [*(arguments[i] for i in places), *outputs.values()],

@@ -66,6 +66,10 @@ class Plain:
         """Silence warnings of what the result shows anyway: an overflow, an infinity."""
         return nullcontext()
 
+    def compiled(self) -> "Plain":
+        """Return the engine that compiles: this one, if there is none."""
+        return self
+
     def kind(self, dtype: Any) -> str:
         """Return which of `KINDS` a dtype is, else "other"."""
         try:

@@ -10,6 +10,7 @@ and batching, for `torch.func` and forward mode. `_Compiled` is `_Transformed` w
 
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -142,11 +143,10 @@ class Torch(Plain):
         return _loss.value(xp, call) if rule is None else self._ruled(rule, call)
 
     def _ruled(self, rule: Any, call: Call) -> Array:
-        arguments = call.arguments
-        tensors = tuple(a if isinstance(a, torch.Tensor) else None for a in arguments)
-        numbers = tuple(None if isinstance(a, torch.Tensor) else a for a in arguments)
-        static = _Static(call.loss, call.reduction, call.name, call.trusted, numbers)
-        return rule.apply(static, *tensors)
+        return rule.apply(*_taken_apart(call))
+
+    def compiled(self) -> Plain:
+        return self if torch.compiler.is_compiling() else _COMPILED
 
     def checked(self, call: Call) -> Call:
         try:
@@ -165,6 +165,58 @@ class Torch(Plain):
         if torch.compiler.is_compiling():
             return torch.full((), value, dtype=like.dtype, device=like.device)
         return super().number(name, argument, value, like)
+
+
+class _ThroughCompile(Torch):
+    """All of a call through `torch.compile`; labels are not read."""
+
+    def value(self, call: Call) -> Array:
+        if _rule(call.arguments) is _Transformed:
+            return super().value(call)
+        return _compiled(_value)(*_taken_apart(_without_numbers(call)))
+
+    def gradient(
+        self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
+    ) -> tuple[Array | None, tuple[Array | None, ...]]:
+        if _rule((*call.arguments, cotangent)) is _Transformed:
+            return super().gradient(call, wanted, cotangent)
+        parts = _taken_apart(_without_numbers(call))
+        return _compiled(_gradient)(wanted, cotangent, *parts)
+
+
+@cache
+def _compiled(function: Any) -> Any:
+    return torch.compile(function, fullgraph=True)
+
+
+def _value(static: _Static, *tensors: Any) -> Any:
+    return ENGINE.run(static.call(tensors))
+
+
+def _gradient(wanted: tuple[bool, ...], cotangent: Any, static: _Static, *tensors: Any) -> Any:
+    call = static.call(tensors)
+    value = ENGINE.run(call) if cotangent is None else None
+    return value, _loss.pullback(xp, call, wanted, cotangent, ENGINE.run)
+
+
+def _without_numbers(call: Call) -> Call:
+    """Return the call with its numbers as tensors, for `torch.compile` would compile for each."""
+    first = call.operands[0]
+    operands = tuple(
+        o
+        if isinstance(o, torch.Tensor)
+        else torch.scalar_tensor(o, dtype=first.dtype, device=first.device)
+        for o in call.operands
+    )
+    return call._replace(operands=operands)
+
+
+def _taken_apart(call: Call) -> tuple[Any, ...]:
+    """Return what a call is beside its tensors, and these."""
+    arguments = call.arguments
+    tensors = [a if isinstance(a, torch.Tensor) else None for a in arguments]
+    numbers = tuple(None if isinstance(a, torch.Tensor) else a for a in arguments)
+    return _Static(call.loss, call.reduction, call.name, call.trusted, numbers), *tensors
 
 
 def _rule(arguments: tuple[Any, ...]) -> Any:
@@ -208,7 +260,7 @@ def _host(call: Call, cotangent: Any = None) -> tuple[Call, Any] | None:
                 return None
         arrays.append(array)
     *operands, weight, cotangent = arrays
-    loss, _, _, reduction, name, trusted = call
+    loss, _, _, reduction, name, trusted, _ = call
     return Call(loss, tuple(operands), weight, reduction, name, trusted), cotangent
 
 
@@ -222,4 +274,5 @@ def _tensor(array: Any, dtype: Any) -> Any:
 
 
 ENGINE = Torch(xp)
+_COMPILED = _ThroughCompile(xp)
 BY_TYPE.update(dict.fromkeys(TENSORS, ENGINE))
