@@ -103,9 +103,10 @@ def check_number(name: str, argument: str, value: object, alternative: str = "")
 
 def dtype_name(dtype: Any) -> str:
     """Return the name that every library gives this dtype, such as "float32"."""
-    found = _NAMES.get(dtype)
+    key = type(dtype), dtype  # libraries mind being compared
+    found = _NAMES.get(key)
     if found is None:
-        found = _NAMES[dtype] = str(getattr(dtype, "name", dtype)).rpartition(".")[2]
+        found = _NAMES[key] = str(getattr(dtype, "name", dtype)).rpartition(".")[2]
     return found
 
 

@@ -165,7 +165,7 @@ def jit(loss: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _binder(transform: str, loss: Any) -> Callable[..., Call]:
-    loss = getattr(loss, "__self__", loss)  # of `instance.forward`, the instance
+    loss = loss.__self__ if inspect.ismethod(loss) else loss  # of `instance.forward`
     if isinstance(loss, type) and issubclass(loss, LossInstance):
         msg = f"{transform}: {loss.__name__} is a class; pass an instance, `{loss.__name__}(...)`."
         raise TypeError(msg)

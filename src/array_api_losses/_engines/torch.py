@@ -186,7 +186,7 @@ class _ThroughCompile(Torch):
 
 @cache
 def _compiled(function: Any) -> Any:
-    return torch.compile(function, fullgraph=True)
+    return torch.compile(function)
 
 
 def _value(static: _Static, *tensors: Any) -> Any:

@@ -1,0 +1,159 @@
+"""`jit`: the same results, compiled; and both ways round with `value_and_grad`."""
+
+import sys
+from functools import cache
+from typing import Any
+
+import pytest
+from backends import Backend
+from compare import Case, check_gradient, check_value, cotangents, fixed_cases
+
+import array_api_losses as xpl
+
+loss = xpl.hinge_embedding_loss
+
+
+@pytest.fixture(autouse=True)
+def _quick(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let PyTorch trace everything, but spare it the C++ compiler, which takes seconds a call."""
+    if backend.library == "torch":
+        from array_api_losses._engines import torch as engine
+
+        def compiled(function: Any) -> Any:
+            return backend.module.compile(function, fullgraph=True, backend="aot_eager")
+
+        backend.module.compiler.reset()
+        monkeypatch.setattr(engine, "_compiled", cache(compiled))
+
+
+def _route(
+    backend: Backend, case: Case, arrays: dict[str, Any], argument: str, cotangent: Any
+) -> Any:
+    if cotangent is None:
+        return xpl.jit(xpl.value_and_grad(loss, argument))(**arrays, reduction=case.reduction)[1]
+    arguments = {**arrays, "reduction": case.reduction}
+    _, pullback = xpl.vjp(xpl.jit(loss), **arguments, argnums=argument)
+    return pullback(cotangent)
+
+
+def _check(backend: Backend, cases: list[Case]) -> None:
+    for case in cases:
+        if backend.library == "torch":
+            backend.module.compiler.reset()
+        check_value(backend, case, xpl.jit(loss))
+        for argument in case.differentiable:
+            check_gradient(backend, case, _route, argument, cotangents(case))
+            check_gradient(backend, case, _route, argument, None)
+
+
+def test_values_and_gradients(backend: Backend) -> None:
+    _check(backend, fixed_cases()[:: 5 if backend.library in {"torch", "jax"} else 1])
+
+
+def test_instances_and_both_ways_round(backend: Backend) -> None:
+    x, y = backend.asarray([1.5, 0.25, 2.0]), backend.asarray([1, -1, -1], "int64")
+    instance = xpl.HingeEmbeddingLoss(margin=2.0, reduction="sum")
+    assert backend.tolist(xpl.jit(instance)(x, label=y)) == [3.25]
+    for transformed in (
+        xpl.jit(xpl.value_and_grad(instance)),
+        xpl.value_and_grad(xpl.jit(instance)),
+        xpl.jit(xpl.jit(xpl.value_and_grad(xpl.jit(instance)))),
+    ):
+        value, gradient = transformed(x, y)
+        assert backend.tolist(value) == [3.25]
+        assert backend.tolist(gradient) == [1, -1, 0]
+    assert xpl.jit(loss).__name__ == "hinge_embedding_loss"
+    assert "Pull similar" in str(xpl.jit(loss).__doc__)
+
+
+def test_three_margins_through_one_function(backend: Backend) -> None:
+    x, y = backend.asarray([0.5, 0.25]), backend.asarray([1, -1], "int64")
+    compiled = xpl.jit(loss)
+    for margin in (1.0, 2.0, 3.5):
+        assert backend.tolist(compiled(x, y, margin, "sum")) == [0.25 + margin]
+
+
+def test_errors(backend: Backend) -> None:
+    x, y = backend.asarray([1.0, 2.0]), backend.asarray([1, 0], "int64")
+    with pytest.raises(ValueError, match=r"^hinge_embedding_loss: `input` has shape \(2,\) but"):
+        xpl.jit(loss)(x, y[:1])
+    if backend.has("reads labels") and backend.library != "torch":
+        text = r"1 element that is neither 1 nor -1; the first is 0 at index \(1,\)\."
+        with pytest.raises(ValueError, match=text):
+            xpl.jit(loss)(x, y)
+        with pytest.raises(ValueError, match=text):
+            xpl.value_and_grad(xpl.jit(loss))(x, y)
+    else:
+        assert backend.np.isnan(backend.tolist(xpl.jit(loss)(x, y))[0])
+    with pytest.raises(TypeError, match=r"^jit: len is not a loss .*`jax\.jit`"):
+        xpl.jit(len)
+    with pytest.raises(TypeError, match=r"no gradient in `margin`, which is 1\.0, not an array"):
+        xpl.jit(xpl.value_and_grad(loss, "margin"))(x, y)
+
+
+@pytest.mark.library("torch")
+def test_inside_of_other_transforms(backend: Backend) -> None:
+    torch = backend.module
+    x, y = backend.asarray([1.5, 0.25]), backend.asarray([1, -1], "int64")
+    assert torch.func.grad(xpl.jit(loss))(x, y).tolist() == [0.5, -0.5]
+    assert torch.func.grad(lambda x: xpl.value_and_grad(xpl.jit(loss))(x, y)[0])(x).tolist() == [
+        0.5,
+        -0.5,
+    ]
+    outer = torch.compile(xpl.jit(loss), fullgraph=True, backend="aot_eager")
+    assert outer(x, y).item() == 1.125
+    x.requires_grad_()
+    xpl.jit(loss)(x, y).backward()
+    assert x.grad.tolist() == [0.5, -0.5]
+
+
+@pytest.mark.library("numpy")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", ">f4"])
+def test_loop_of_numba(backend: Backend, dtype: str) -> None:
+    """Across blocks and threads, contiguous or not; the same bits for each element."""
+    np, rng = backend.np, backend.np.random.default_rng(7)
+    compiled, n = xpl.jit(loss), 2**19 + 3
+    x = (rng.integers(-64, 64, size=(n,)) / 32).astype(dtype)
+    for label in (rng.choice([-1, 1], size=n).astype(kind) for kind in ("i1", "i8", dtype)):
+        for a, b in [
+            (x, label),
+            (x[::2], label[::2]),
+            (x[:6].reshape(2, 3), label[:6].reshape(2, 3)),
+        ]:
+            for reduction in ("none", "sum", "mean"):
+                value, gradient = xpl.value_and_grad(compiled)(a, b, reduction=reduction)
+                exact, slope = xpl.value_and_grad(loss)(a, b, reduction=reduction)
+                np.testing.assert_array_equal(gradient, slope)
+                np.testing.assert_allclose(value, exact, rtol=1e-3 if dtype == "float16" else 1e-6)
+                assert value.dtype.type == x.dtype.type
+                assert value == compiled(a, b, reduction=reduction) if value.ndim == 0 else True
+    x[-1], label[-1] = np.nan, -1
+    assert np.isnan(compiled(x, label))
+    _, gradient = xpl.value_and_grad(compiled)(x, label, reduction="sum")
+    assert np.isnan(gradient[-1])
+    assert not np.isnan(gradient[:-1]).any()
+
+
+@pytest.mark.library("numpy")
+def test_a_forgotten_thread_is_noticed(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    from array_api_losses._engines import numba as engine
+
+    monkeypatch.setattr(engine, "threads_for", lambda size: 3)
+    _check(backend, fixed_cases())
+    monkeypatch.setattr(engine, "pairwise", lambda cuts: [(0, cuts[1]), (cuts[2], cuts[3])])
+    with pytest.raises(AssertionError):
+        _check(backend, fixed_cases())
+
+
+@pytest.mark.library("numpy")
+def test_without_numba(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "array_api_losses._engines.numba", raising=False)
+    monkeypatch.delattr("array_api_losses._engines.numba", raising=False)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    x = backend.asarray([1.5, 0.25])
+    with pytest.raises(ImportError) as caught:
+        xpl.jit(loss)(x, x)
+    assert str(caught.value) == (
+        "jit: compiling for NumPy needs Numba, which is not installed. Install it, e.g."
+        ' `pip install "array-api-losses[jit]"`.'
+    )
