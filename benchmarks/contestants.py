@@ -5,7 +5,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,14 +32,19 @@ class Contestant:
 
     library: str
     value: Callable[[Any, Any], Any]
-    gradient: Callable[[Any, Any], Any]
+    gradient: Callable[[Any, Any], Any] | None
     array: Callable[[np.ndarray], Any]
     labels_of_input: bool = False
     """Whether labels must have the dtype of the input."""
 
     def can(self, job: Job) -> bool:
         """Whether this library does the job at all."""
-        return not self.labels_of_input or job.label == job.dtype
+        fits = not self.labels_of_input or job.label == job.dtype
+        return fits and (not job.gradient or self.gradient is not None)
+
+    def call(self, job: Job) -> Callable[[Any, Any], Any]:
+        """Return what does the job."""
+        return self.gradient if job.gradient and self.gradient is not None else self.value
 
 
 def _xpl() -> Any:
@@ -59,6 +66,56 @@ def _ours(x: Any, y: Any) -> Any:
 
 def _ours_gradient(x: Any, y: Any) -> Any:
     return _xpl().value_and_grad(getattr(_xpl(), LOSS))(x, y, MARGIN)
+
+
+def _jitted(x: Any, y: Any) -> Any:
+    return _compiled(gradient=False)(x, y, MARGIN)
+
+
+def _jitted_gradient(x: Any, y: Any) -> Any:
+    return _compiled(gradient=True)(x, y, MARGIN)
+
+
+@cache
+def _compiled(*, gradient: bool) -> Any:
+    loss = _xpl().jit(getattr(_xpl(), LOSS))
+    return _xpl().value_and_grad(loss) if gradient else loss
+
+
+@cache
+def _loop() -> Any:
+    """Return the loss written out by hand for Numba, labels unchecked."""
+    numba = importlib.import_module("numba")
+
+    @numba.njit(parallel=True, fastmath=True)
+    def loop(x: Any, y: Any, margin: Any) -> Any:
+        total, zero = 0.0, x.dtype.type(0)
+        for block in numba.prange((x.size + 4095) // 4096):
+            part = zero
+            for i in range(block * 4096, min(block * 4096 + 4096, x.size)):
+                part += x[i] if y[i] > 0 else max(zero, margin - x[i])
+            total += part
+        return total / x.size
+
+    return loop
+
+
+def _by_hand(x: np.ndarray, y: np.ndarray) -> Any:
+    return _loop()(x, y, x.dtype.type(MARGIN))
+
+
+def _jax_expression(x: Any, y: Any) -> Any:
+    jnp = importlib.import_module("jax.numpy")
+    return jnp.where(y == 1, x, jnp.maximum(0, MARGIN - x)).mean()
+
+
+@cache
+def _in_jit() -> Any:
+    return importlib.import_module("jax").jit(_jax_expression)
+
+
+def _jax_jitted(x: Any, y: Any) -> Any:
+    return _in_jit()(x, y)
 
 
 def _torch_backward(loss: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
@@ -109,9 +166,14 @@ def _dask_array(array: np.ndarray) -> Any:
 CONTESTANTS = {
     "numpy": Contestant("numpy", _ours, _ours_gradient, np.asarray),
     "numpy expression": Contestant("numpy", _expression, _expression_gradient, np.asarray),
+    "numpy, jit": Contestant("numba", _jitted, _jitted_gradient, np.asarray),
+    "numba by hand": Contestant("numba", _by_hand, None, np.asarray),
     "torch": Contestant("torch", _ours, _torch_backward(_ours), _from_numpy),
     "torch own": Contestant("torch", _torch_own, _torch_backward(_torch_own), _from_numpy),
+    "torch, jit": Contestant("torch", _jitted, _torch_backward(_jitted), _from_numpy),
     "jax": Contestant("jax", _ready(_ours), _ready(_ours_gradient), _jax_array),
+    "jax expression": Contestant("jax", _ready(_jax_expression), None, _jax_array),
+    "jax expression, jit": Contestant("jax", _ready(_jax_jitted), None, _jax_array),
     "dask": Contestant("dask", _computed(_ours), _computed(_ours_gradient), _dask_array),
     "paddle own": Contestant(
         "paddle",
@@ -139,31 +201,54 @@ def _held(call: Callable[[Any, Any], Any]) -> int:
     return sum(nbytes for pointer, nbytes in saved.items() if pointer not in own)
 
 
+def _arrays(contestant: Contestant, job: Job) -> tuple[Any, Any]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(job.size, dtype=np.float32).astype(job.dtype)
+    y = np.where(rng.random(job.size, dtype=np.float32) < 0.5, 1, -1).astype(job.label)
+    return contestant.array(x), contestant.array(y)
+
+
+def _memory(field: str) -> int:
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise KeyError(field)
+
+
+def _peak(contestant: Contestant, job: Job) -> int:
+    """Return how far the resident memory rises above what it is before the call."""
+    call = contestant.call(job)
+    call(*_arrays(contestant, replace(job, size=1000)))
+    arrays = _arrays(contestant, job)
+    before = _memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    call(*arrays)
+    return _memory("VmHWM") - before
+
+
 def _work(contestant: Contestant) -> None:
     """Answer jobs from standard input until it ends."""
     importlib.import_module(contestant.library)
-    run: Callable[[], Any] = lambda: None  # noqa: E731
+    run: Callable[[], Any] = _xpl
     repeats = 1
     for line in sys.stdin:
         job = json.loads(line)
+        task = job.pop("task", None)
         answer: Any = None
-        if job.pop("prepare", False):
-            job = Job(**job)
-            rng = np.random.default_rng(0)
-            x = contestant.array(rng.standard_normal(job.size).astype(job.dtype))
-            y = contestant.array(np.where(rng.random(job.size) < 0.5, 1, -1).astype(job.label))
-            call = contestant.gradient if job.gradient else contestant.value
-            run = lambda call=call, x=x, y=y: call(x, y)  # noqa: E731
+        if task == "prepare":
+            run = partial(contestant.call(Job(**job)), *_arrays(contestant, Job(**job)))
             run()
             start = time.perf_counter()
             run()
             repeats = max(1, min(2000, int(0.02 / (time.perf_counter() - start))))
-        elif "time" in job:
+        elif task == "time":
             start = time.perf_counter()
             for _ in range(repeats):
                 run()
             answer = (time.perf_counter() - start) / repeats
-        elif "held" in job:
+        elif task == "peak":
+            answer = _peak(contestant, Job(**job))
+        elif task == "held":
             answer = _held(contestant.value)
         print(json.dumps(answer), flush=True)
 

@@ -209,3 +209,17 @@ def test_arguments_are_not_written_to(backend: Backend) -> None:
     before = {k: backend.tolist(v) for k, v in arrays.items()}
     xpl.value_and_grad(loss, ("input", "margin", "weight"))(**arrays)
     assert {k: backend.tolist(v) for k, v in arrays.items()} == before
+
+
+@pytest.mark.parametrize("size", [10, 1_000, 100_000, 3_000_000])
+def test_sums_stay_within_the_bound(backend: Backend, size: int) -> None:
+    """|error| <= 256 u sum|l| + 1 ulp, at sizes of one block, of many, and of many threads."""
+    np = backend.np
+    rng = np.random.default_rng(8)
+    x = rng.uniform(1, 2, size).astype("float32")
+    y = rng.choice([-1.0, 1.0], size).astype("float32")
+    exact = np.where(y == 1, x, np.maximum(0, np.float32(4) - x)).astype("float64").sum()
+    arrays = backend.asarray(x, "float32"), backend.asarray(y, "float32")
+    for call in (loss, lambda *a, **k: xpl.value_and_grad(loss)(*a, **k)[0]):
+        error = abs(backend.tolist(call(*arrays, 4.0, reduction="sum"))[0] - exact)
+        assert error <= 256 * 2**-24 * exact + np.spacing(np.float32(exact))
