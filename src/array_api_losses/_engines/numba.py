@@ -5,9 +5,7 @@ What it is not made for (weights, an array of margins, float16, gaps in memory) 
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numba
@@ -16,11 +14,15 @@ from numba.extending import overload, register_jitable
 
 from array_api_losses import _loss, _primitives
 from array_api_losses._arrays import check_labels
-from array_api_losses._engines.numpy import NumPy, threads_for
+from array_api_losses._engines.numpy import NumPy
+from array_api_losses._engines.threads import allowed, shared
 from array_api_losses._loss import Array, Call, Loss
 
 BLOCK = 2**12
 """Elements that are added up in the dtype of the losses, before they go to float64."""
+
+FOR_THREADS = 2**21
+"""So many elements keep more than one thread busy."""
 
 LAYOUT = ("input", "label", "parameter")
 
@@ -110,15 +112,8 @@ class Numba(NumPy):
             result: tuple[float, float] = loop(*cut[:2], dtype(margin), seed, *cut[2:])
             return result
 
-        threads = threads_for(4 * x.size)  # a quarter of the work of NumPy starts to be worth it
-        cuts = [x.size * k // threads for k in range(threads + 1)]
-        first, *rest = pairwise(cuts)
-        if rest:
-            with ThreadPoolExecutor(len(rest)) as pool:
-                others = [pool.submit(part, *bounds) for bounds in rest]
-                sums = [part(*first), *(other.result() for other in others)]
-        else:
-            sums = [part(*first)]
+        threads = allowed() if x.size >= FOR_THREADS else 1
+        sums = shared(part, [x.size * k // threads for k in range(threads + 1)])
         total, wrong = (sum(column) for column in zip(*sums, strict=True))
         if wrong:
             check_labels(self.xp, call)

@@ -6,13 +6,9 @@ few threads share them: NumPy lets go of the interpreter while it computes.
 """
 
 import math
-import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import array_api_compat.numpy as np
@@ -22,6 +18,7 @@ from array_api_losses import _loss
 from array_api_losses._arrays import check_labels
 from array_api_losses._engines.plain import Plain
 from array_api_losses._engines.replay import Replay
+from array_api_losses._engines.threads import allowed, shared
 from array_api_losses._loss import Array, Call
 from array_api_losses._primitives import FASTER
 
@@ -38,9 +35,6 @@ BIG_BLOCK = 2**18
 
 FOR_THREADS = 2**20
 """So many elements keep more than one thread busy."""
-
-MOST_THREADS = 4
-"""More would wait for the memory, and each holds the temporaries of a block."""
 
 MOST_TAPES = 64
 TAPES: dict[Any, Replay] = {}
@@ -63,19 +57,6 @@ def _select(y: Any, a: Any, b: Any) -> Any:
 FASTER["select"][np.__name__] = _select
 FASTER["sign"][np.__name__] = sign
 FASTER["total"][np.__name__] = lambda values, dtype: np.add.reduce(values, None, dtype)
-
-
-def threads_for(size: int) -> int:
-    """Return how many threads may work: as many as OMP_NUM_THREADS and the processors allow.
-
-    A caller that is not the main thread is one of several that share them already.
-    """
-    if size < FOR_THREADS or threading.current_thread() is not threading.main_thread():
-        return 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    most = int(asked) if asked.isdecimal() else MOST_THREADS
-    has = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(most, has or 1, MOST_THREADS))
 
 
 class NumPy(Plain):
@@ -235,7 +216,7 @@ class NumPy(Plain):
         ]
         places = [i for i, argument in enumerate(arguments) if np.size(argument) > 1]
         flags: Any = [["readonly"]] * len(places) + [["writeonly"]] * len(outputs)
-        threads = threads_for(arguments[0].size)
+        threads = allowed() if arguments[0].size >= FOR_THREADS else 1
         size = BLOCK if threads == 1 else BIG_BLOCK
         whole = np.nditer(
             [*(arguments[i] for i in places), *outputs.values()],
@@ -262,13 +243,7 @@ class NumPy(Plain):
         blocks = -(-whole.itersize // size)
         threads = min(threads, blocks)
         cuts = [size * (blocks * k // threads) for k in range(threads)] + [whole.itersize]
-        first, *rest = pairwise(cuts)
-        if not rest:
-            return part(*first)
-        with ThreadPoolExecutor(len(rest)) as pool:
-            others = [pool.submit(part, *bounds) for bounds in rest]
-            done = part(*first)
-            return [*done, *(result for other in others for result in other.result())]
+        return [result for done in shared(part, cuts) for result in done]
 
     def _tape(self, formula: "_Formula", arguments: list[Any]) -> Replay:
         """Return what was noted of this formula, for numbers and dtypes as these."""
