@@ -47,8 +47,13 @@ class Contestant:
         return self.gradient if job.gradient and self.gradient is not None else self.value
 
 
+@cache
+def _module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
 def _xpl() -> Any:
-    return importlib.import_module("array_api_losses")
+    return _module("array_api_losses")
 
 
 def _expression(x: np.ndarray, y: np.ndarray) -> Any:
@@ -60,26 +65,27 @@ def _expression_gradient(x: np.ndarray, y: np.ndarray) -> Any:
     return _expression(x, y), slope / x.size
 
 
+@cache
+def _function(*, gradient: bool, jit: bool) -> Callable[..., Any]:
+    loss = getattr(_xpl(), LOSS)
+    loss = _xpl().jit(loss) if jit else loss
+    return _xpl().value_and_grad(loss) if gradient else loss
+
+
 def _ours(x: Any, y: Any) -> Any:
-    return getattr(_xpl(), LOSS)(x, y, MARGIN)
+    return _function(gradient=False, jit=False)(x, y, MARGIN)
 
 
 def _ours_gradient(x: Any, y: Any) -> Any:
-    return _xpl().value_and_grad(getattr(_xpl(), LOSS))(x, y, MARGIN)
+    return _function(gradient=True, jit=False)(x, y, MARGIN)
 
 
 def _jitted(x: Any, y: Any) -> Any:
-    return _compiled(gradient=False)(x, y, MARGIN)
+    return _function(gradient=False, jit=True)(x, y, MARGIN)
 
 
 def _jitted_gradient(x: Any, y: Any) -> Any:
-    return _compiled(gradient=True)(x, y, MARGIN)
-
-
-@cache
-def _compiled(*, gradient: bool) -> Any:
-    loss = _xpl().jit(getattr(_xpl(), LOSS))
-    return _xpl().value_and_grad(loss) if gradient else loss
+    return _function(gradient=True, jit=True)(x, y, MARGIN)
 
 
 @cache
@@ -105,7 +111,7 @@ def _by_hand(x: np.ndarray, y: np.ndarray) -> Any:
 
 
 def _jax_expression(x: Any, y: Any) -> Any:
-    jnp = importlib.import_module("jax.numpy")
+    jnp = _module("jax.numpy")
     return jnp.where(y == 1, x, jnp.maximum(0, MARGIN - x)).mean()
 
 
@@ -128,7 +134,7 @@ def _torch_backward(loss: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any
 
 
 def _torch_own(x: Any, y: Any) -> Any:
-    return importlib.import_module("torch").nn.functional.hinge_embedding_loss(x, y, margin=MARGIN)
+    return _module("torch").nn.functional.hinge_embedding_loss(x, y, margin=MARGIN)
 
 
 def _from_numpy(array: np.ndarray) -> Any:
@@ -136,7 +142,7 @@ def _from_numpy(array: np.ndarray) -> Any:
 
 
 def _paddle(x: Any, y: Any) -> Any:
-    return importlib.import_module("paddle").nn.functional.hinge_embedding_loss(x, y, MARGIN)
+    return _module("paddle").nn.functional.hinge_embedding_loss(x, y, MARGIN)
 
 
 def _paddle_backward(x: Any, y: Any) -> Any:
@@ -152,11 +158,11 @@ def _jax_array(array: np.ndarray) -> Any:
 
 
 def _ready(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    return lambda x, y: importlib.import_module("jax").block_until_ready(call(x, y))
+    return lambda x, y: _module("jax").block_until_ready(call(x, y))
 
 
 def _computed(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    return lambda x, y: importlib.import_module("dask").compute(call(x, y))
+    return lambda x, y: _module("dask").compute(call(x, y))
 
 
 def _dask_array(array: np.ndarray) -> Any:

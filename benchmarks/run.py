@@ -209,7 +209,7 @@ def main() -> None:
             print(f"left out, as its library is not installed: {name}")
     rows = []
     for job in tqdm(jobs, unit="job"):
-        rows += measure(job, workers, rounds=5 if options.quick else 11)
+        rows += measure(job, workers, rounds=5 if options.quick or job.size > LARGE else 11)
     print_times(rows)
     print_bars(rows)
     held = {w.name: w.ask("held") for w in workers if w.name in {"torch", "torch own"}}

@@ -1,7 +1,7 @@
 """`jit`: the same results, compiled; and both ways round with `value_and_grad`."""
 
 import sys
-from functools import cache
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,11 +19,12 @@ def _quick(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     if backend.library == "torch":
         from array_api_losses._engines import torch as engine
 
-        def compiled(function: Any) -> Any:
-            return backend.module.compile(function, fullgraph=True, backend="aot_eager")
-
-        backend.module.compiler.reset()
-        monkeypatch.setattr(engine, "_compiled", cache(compiled))
+        torch = backend.module
+        torch.compiler.reset()
+        monkeypatch.setattr(
+            torch, "compile", partial(torch.compile, fullgraph=True, backend="aot_eager")
+        )
+        engine._compiled.cache_clear()
 
 
 def _route(

@@ -155,3 +155,18 @@ def test_saved_tensors_are_the_arguments(backend: Backend, arguments: dict[str, 
         loss(**leaves)
     own = {v.data_ptr() for v in leaves.values()}
     assert {t.data_ptr() for t in saved} <= own
+
+
+def test_tensors_that_numpy_cannot_share(backend: Backend) -> None:
+    """A lazily negated tensor, a subclass: the same results without NumPy."""
+    torch = backend.module
+    y = backend.asarray([1, -1], "int64")
+    negated = torch.tensor([1.5j, 0.25j]).conj().imag
+    assert negated.is_neg()
+    assert loss(negated, y, reduction="none").tolist() == [-1.5, 1.25]
+
+    class Sub(torch.Tensor):
+        pass
+
+    sub = torch.tensor([1.5, 0.25]).as_subclass(Sub)
+    assert loss(sub, y).item() == 1.125

@@ -32,20 +32,20 @@ DTYPES = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 # Numba wants the same annotations on both functions.
 @overload(_primitives.select)
 def _select(xp: Any, y: Any, a: Any, b: Any) -> Callable[..., Any]:
-    def select(xp: Any, y: Any, a: Any, b: Any) -> Any:
+    def compiled_select(xp: Any, y: Any, a: Any, b: Any) -> Any:
         return a if y > 0 else b  # if y is NaN, the whole result is refused
 
-    return select
+    return compiled_select
 
 
 @overload(_primitives.sign)
 def _sign(xp: Any, d: Any) -> Callable[..., Any]:
     one = np.float32(1) if d == numba.float32 else np.float64(1)
 
-    def sign(xp: Any, d: Any) -> Any:
+    def compiled_sign(xp: Any, d: Any) -> Any:
         return one if d > 0 else (-one if d < 0 else d)
 
-    return sign
+    return compiled_sign
 
 
 @cache
@@ -56,7 +56,7 @@ def _loop(loss: Loss, wanted: tuple[bool, ...], losses: str) -> Callable[..., An
 
     # Of all liberties, only that of adding in another order, without which nothing is vectorised.
     @numba.njit(nogil=True, fastmath={"reassoc"}, error_model="numpy")
-    def loop(
+    def compiled_loop(
         x: Any, label: Any, margin: Any, seed: Any, terms: Any, slope: Any
     ) -> tuple[float, float]:
         total = wrong = 0.0
@@ -76,7 +76,7 @@ def _loop(loss: Loss, wanted: tuple[bool, ...], losses: str) -> Callable[..., An
             wrong += bad
         return total, wrong
 
-    return loop
+    return compiled_loop
 
 
 class Numba(NumPy):

@@ -121,18 +121,14 @@ class Replay:
         )
         self._arrays[: len(arguments)] = [None] * len(arguments)  # let go of them
         last = {result.place: len(self._steps) for result in results if result is not None}
-        for i, (_, sources, target) in reversed([*enumerate(self._steps)]):
-            if target in last:
-                for source in sources:
-                    last.setdefault(source, i)
+        for i, (_, sources, _) in reversed([*enumerate(self._steps)]):
+            for source in sources:
+                last.setdefault(source, i)
 
         # What a step gives may lie where something lay that no later step needs.
         home: dict[int, int] = {}
         free: list[int] = []
-        steps, self._steps = self._steps, []
-        for i, (function, sources, target) in enumerate(steps):
-            if target not in last:
-                continue  # nothing needs it
+        for i, (function, sources, target) in enumerate(self._steps):
             done = [home[s] for s in {*sources} if s in home and last[s] == i]
             fit = [
                 place
@@ -142,7 +138,7 @@ class Replay:
             ]
             home[target] = fit[0] if fit else target
             free = [place for place in (*done, *free) if place != home[target]]
-            self._steps.append((function, [home.get(s, s) for s in sources], home[target]))
+            self._steps[i] = function, [home.get(s, s) for s in sources], home[target]
         self._scratch = dict.fromkeys(home.values())
         self._results = [r and home.get(r.place, r.place) for r in results]
 

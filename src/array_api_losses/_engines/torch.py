@@ -11,6 +11,7 @@ and batching, for `torch.func` and forward mode. `_Compiled` is `_Transformed` w
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from types import FunctionType
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -173,7 +174,8 @@ class _ThroughCompile(Torch):
     def value(self, call: Call) -> Array:
         if _rule(call.arguments) is _Transformed:
             return super().value(call)
-        return _compiled(_value)(*_taken_apart(_without_numbers(call)))
+        parts = _taken_apart(_without_numbers(call))
+        return _compiled(compiled_value, *_kind(*parts))(*parts)
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -181,19 +183,29 @@ class _ThroughCompile(Torch):
         if _rule((*call.arguments, cotangent)) is _Transformed:
             return super().gradient(call, wanted, cotangent)
         parts = _taken_apart(_without_numbers(call))
-        return _compiled(_gradient)(wanted, cotangent, *parts)
+        compiled = _compiled(compiled_gradient, wanted, cotangent is None, *_kind(*parts))
+        return compiled(wanted, cotangent, *parts)
 
 
 @cache
-def _compiled(function: Any) -> Any:
-    return torch.compile(function)
+def _compiled(function: FunctionType, *kind: Any) -> Any:
+    """Compile a copy of the function: PyTorch gives up on one that sees too many kinds of call."""
+    code = function.__code__.replace(co_name=f"{function.__name__}_{abs(hash(kind))}")
+    return torch.compile(FunctionType(code, function.__globals__))
 
 
-def _value(static: _Static, *tensors: Any) -> Any:
+def _kind(static: "_Static", *tensors: Any) -> tuple[Any, ...]:
+    kinds = (t if t is None else (t.dtype, t.ndim, t.requires_grad) for t in tensors)
+    return static.loss, static.reduction, torch.is_grad_enabled(), *kinds
+
+
+def compiled_value(static: _Static, *tensors: Any) -> Any:
     return ENGINE.run(static.call(tensors))
 
 
-def _gradient(wanted: tuple[bool, ...], cotangent: Any, static: _Static, *tensors: Any) -> Any:
+def compiled_gradient(
+    wanted: tuple[bool, ...], cotangent: Any, static: _Static, *tensors: Any
+) -> Any:
     call = static.call(tensors)
     value = ENGINE.run(call) if cotangent is None else None
     return value, _loss.pullback(xp, call, wanted, cotangent, ENGINE.run)
