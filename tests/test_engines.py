@@ -1,5 +1,8 @@
 """Results do not depend on the engine: blocks of any size, layouts of any kind."""
 
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -146,3 +149,45 @@ def test_a_forgotten_block_is_noticed(
     with pytest.raises(AssertionError):
         for case in fixed_cases():
             check_gradient(backend, case, routes.ROUTES["vjp"], "input", cotangents(case))
+
+
+def test_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from array_api_losses._engines import threads
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads.allowed() == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "99")
+    assert 1 <= threads.allowed() <= threads.MOST
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(threads.allowed).result() == 1
+
+
+def test_threads_after_a_fork() -> None:
+    """The child of a process that has used its threads can use its own."""
+    code = """
+import os
+import numpy as np
+from array_api_losses import hinge_embedding_loss
+from array_api_losses._engines import numpy as engine
+engine.allowed = lambda: 2
+x = np.ones(2**20 + 1)
+assert hinge_embedding_loss(x, x) == 1
+child = os.fork()
+if child == 0:
+    assert hinge_embedding_loss(x, x) == 1
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_errors_of_other_threads(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    from array_api_losses._engines import numpy as engine
+
+    monkeypatch.setattr(engine, "allowed", lambda: 3)
+    np = backend.np
+    x, y = np.ones(2**20), np.ones(2**20)
+    y[-1] = 0
+    with pytest.raises(ValueError, match=r"first is 0.0 at index \(1048575,\)"):
+        loss(x, y)
+    assert loss(x, np.abs(x)) == 1

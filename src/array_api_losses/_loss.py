@@ -96,7 +96,6 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
     return loss
 
 
-@dataclass(frozen=True)
 class LossInstance:
     """Base of the classes: checks the parameters once, and lends its name to the calls."""
 

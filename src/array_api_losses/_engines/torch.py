@@ -9,7 +9,7 @@ and batching, for `torch.func` and forward mode. `_Compiled` is `_Transformed` w
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -95,9 +95,13 @@ class _Transformed(_Compiled):
 class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, static: _Static, *tensors: Any) -> Any:
+        call = static.call(tensors)
+        result = ENGINE.untracked(call)
+        if call.weight is None and ENGINE.readable(call):
+            static = replace(static, trusted=True)  # they have been read now
         ctx.static = static
         ctx.save_for_backward(*tensors)
-        return ENGINE.untracked(static.call(tensors))
+        return result
 
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
@@ -237,7 +241,10 @@ def _rule(arguments: tuple[Any, ...]) -> Any:
     tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
     if not compiling and (
         torch._C._are_functorch_transforms_active()
-        or any(unpack_dual(t).tangent is not None for t in tensors)
+        or (
+            forward_ad._current_level >= 0  # within forward mode; quicker to see than tangents
+            and any(unpack_dual(t).tangent is not None for t in tensors)
+        )
     ):
         return _Transformed
     if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
