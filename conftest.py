@@ -129,8 +129,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-# Documented examples use NumPy; pages that show several libraries run where all are installed.
-_patterns = ["src/*/*.py", "src/*/*/*.py"] if _there("numpy") else []
+# Documented examples use NumPy and Numba; pages that show several libraries run where all are installed.
+_patterns = ["src/*/*.py", "src/*/*/*.py"] if _there("numpy", "numba") else []
 _pages = ["README.md", "docs/*.md"] if _there("numpy", "torch", "jax", "dask") else []
 pytest_collect_file = (
     Sybil(parsers=[DocTestParser()], patterns=_patterns)
