@@ -129,7 +129,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     return report
 
 
-# Documented examples use NumPy and Numba; pages that show several libraries run where all are installed.
+# Documented examples use NumPy and Numba; pages with several libraries run where all of these are.
 _patterns = ["src/*/*.py", "src/*/*/*.py"] if _there("numpy", "numba") else []
 _pages = ["README.md", "docs/*.md"] if _there("numpy", "torch", "jax", "dask") else []
 pytest_collect_file = (
