@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from backends import Backend
+from compare import check_value, fixed_cases
 
 import array_api_losses as xpl
 
@@ -43,3 +44,13 @@ def test_no_warning_where_the_sums_of_chunks_overflow(backend: Backend) -> None:
     assert backend.tolist(loss(x, backend.module.ones(8, chunks=2), reduction="sum")) == [
         float("inf")
     ]
+
+
+def test_a_forgotten_chunk_is_noticed(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    from array_api_losses._engines import dask as engine
+
+    added = engine._added
+    monkeypatch.setattr(engine, "_added", lambda sums, **axes: added(sums[:1], **axes))
+    with pytest.raises(AssertionError):
+        for case in fixed_cases():
+            check_value(backend, case)

@@ -23,6 +23,7 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     from array_api_losses._engines import numpy as engine
 
     monkeypatch.setattr(engine, "WHOLE", 1)
+    monkeypatch.setattr(engine, "PLAIN", 1)
     monkeypatch.setattr(engine, "BLOCK", request.param)
     monkeypatch.setattr(engine, "BIG_BLOCK", request.param)
     monkeypatch.setattr(engine, "FOR_THREADS", 2 * request.param)
@@ -104,11 +105,11 @@ def test_a_wrong_label_in_a_late_block(backend: Backend, block: int) -> None:
 
 
 def test_sizes_around_a_block(backend: Backend) -> None:
-    from array_api_losses._engines.numpy import BIG_BLOCK, BLOCK, FOR_THREADS, WHOLE
+    from array_api_losses._engines.numpy import BIG_BLOCK, BLOCK, FOR_THREADS, SMALL, WHOLE
 
     np = backend.np
     rng = np.random.default_rng(6)
-    edges = (WHOLE, BLOCK, 2 * BLOCK, FOR_THREADS, FOR_THREADS + BIG_BLOCK)
+    edges = (SMALL, WHOLE, BLOCK, 2 * BLOCK, FOR_THREADS, FOR_THREADS + BIG_BLOCK)
     for size in (edge + more for edge in edges for more in (-1, 0, 1)):
         x = rng.integers(-64, 64, size=size) / 32
         y = rng.choice([-1, 1], size=size).astype("int8")

@@ -27,14 +27,7 @@ VALUES: dict[str, Kernel] = {
     ),
     "squared": lambda xp, x, y, m: GOOD.value(xp, x, y, m) ** 2,
     "off by one part in ten thousand": lambda xp, x, y, m: GOOD.value(xp, x, y, m) * 1.0001,
-    "only the first row": lambda xp, x, y, m: GOOD.value(xp, x, y, m) * _first(xp, x),
 }
-
-
-def _first(xp: Any, x: Any) -> Any:
-    """1 in the first third of the elements, 0 beyond: a fast path that forgets its other blocks."""
-    flags = xp.reshape(xp.cumulative_sum(xp.reshape(xp.ones_like(x), (-1,))), x.shape)
-    return xp.astype(flags <= math.prod(x.shape) / 3, x.dtype)
 
 
 def _slope(change: Callable[..., Any], *, of: int) -> Kernel:

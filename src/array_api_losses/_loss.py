@@ -61,6 +61,11 @@ class Call(NamedTuple):
     """Whether it is to run compiled."""
 
     @property
+    def title(self) -> str:
+        """What stands at the head of error messages."""
+        return self.name or self.loss.name
+
+    @property
     def arguments(self) -> tuple[Any, ...]:
         """All that a gradient can be asked for: the operands, then the weight."""
         return (*self.operands, self.weight)
@@ -164,17 +169,17 @@ def weighed(xp: Any, weight: Array | None, values: Array) -> Array:
 
 def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
     """W: the number of elements, or the sum of the weights as broadcast."""
-    size = math.prod(call.operands[0].shape)
-    if call.weight is None:
+    size, weight = math.prod(call.operands[0].shape), call.weight
+    if weight is None:
         return size
-    return total(xp, call.weight, dtype) * (size // max(1, math.prod(call.weight.shape)))
+    return total(xp, weight, dtype) * (size // max(1, math.prod(weight.shape)))
 
 
 def _divided(xp: Any, values: Any, weights: Any) -> Any:
     """values / W; NaN, and no warning, where W is 0."""
-    if hasattr(weights, "dtype"):
-        return values / xp.where(weights == 0, math.nan, weights)
-    return values / (weights or math.nan)
+    if type(weights) is int:
+        return values / (weights or math.nan)
+    return values / xp.where(weights == 0, math.nan, weights)
 
 
 def folded(xp: Any, call: Call, terms: Array) -> tuple[Array, Any]:
@@ -184,10 +189,9 @@ def folded(xp: Any, call: Call, terms: Array) -> tuple[Array, Any]:
     return total(xp, terms, dtype), weights
 
 
-def finished(xp: Any, weights: Any, sum_: Array, dtype: Any) -> Array:
+def finished(xp: Any, sum_: Array, weights: Any, dtype: Any) -> Array:
     """Return the sum, or the mean if there is a W, in the dtype of the inputs."""
-    result = sum_ if weights is None else _divided(xp, sum_, weights)
-    return result if result.dtype == dtype else xp.astype(result, dtype)
+    return cast(xp, sum_ if weights is None else _divided(xp, sum_, weights), dtype)
 
 
 def reduced(xp: Any, call: Call, terms: Array) -> Array:
@@ -195,8 +199,7 @@ def reduced(xp: Any, call: Call, terms: Array) -> Array:
     dtype = call.operands[0].dtype
     if call.reduction == "none":
         return cast(xp, terms, dtype)
-    sum_, weights = folded(xp, call, terms)
-    return finished(xp, weights, sum_, dtype)
+    return finished(xp, *folded(xp, call, terms), dtype)
 
 
 def terms_of(xp: Any, call: Call) -> Array:
@@ -236,16 +239,17 @@ def gradients(
         if slope is not None:
             # The weight comes first, since 1 / W may overflow; and so that no NaN meets the seed.
             gradient = weighed(xp, call.weight, cast(xp, slope, wide))
-            gradient = _scaled(xp, gradient, seed)
+            gradient = scaled(xp, gradient, seed)
             if call.weight is not None:
                 gradient = _forgiven(xp, call.weight, gradient, gradient)
         found.append(gradient)
     if slope_in_weight is not None:
-        slope_in_weight = _scaled(xp, cast(xp, slope_in_weight, wide), seed)
+        slope_in_weight = scaled(xp, cast(xp, slope_in_weight, wide), seed)
     return [*found, slope_in_weight]
 
 
-def _scaled(xp: Any, values: Array, seed: tuple[Any, Array | None]) -> Array:
+def scaled(xp: Any, values: Array, seed: tuple[Any, Array | None]) -> Array:
+    """Return the values multiplied and divided by what `seed_of` says."""
     factor, divisor = seed
     values = values if isinstance(factor, int) else values * factor
     return values if divisor is None else _divided(xp, values, divisor)

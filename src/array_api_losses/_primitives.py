@@ -13,7 +13,12 @@ from typing import Any
 
 INFINITY = float("inf")
 
-FASTER: dict[str, dict[str, Callable[..., Any]]] = {"select": {}, "sign": {}, "total": {}}
+FASTER: dict[str, dict[str, Callable[..., Any]]] = {
+    "select": {},
+    "zero": {},
+    "sign": {},
+    "total": {},
+}
 """By the name of a primitive and the name of a namespace: the library's own way to do it."""
 
 
@@ -24,6 +29,15 @@ def select(xp: Any, y: Any, a: Any, b: Any) -> Any:
         return faster(y, a, b)
     ceiling = y * INFINITY
     return xp.maximum(xp.minimum(a, ceiling), xp.minimum(b, -ceiling))
+
+
+def zero(xp: Any, y: Any) -> Any:
+    """0 in the dtype of y, or an array of it; where y is NaN, whatever there is then NaN anyway.
+
+    Not a number of Python, which some libraries would have to bring to the device first.
+    """
+    faster = FASTER["zero"].get(xp.__name__)
+    return y - y if faster is None else faster(y)
 
 
 def sign(xp: Any, d: Any) -> Any:

@@ -225,7 +225,7 @@ def _wanted(transform: str, call: Call, names: tuple[str, ...]) -> tuple[bool, .
                 if name not in arguments
                 else f"{found!r}, not an array"
             )
-            msg = f"{transform}: {call.name} has no gradient in `{name}`, which is {what}."
+            msg = f"{transform}: {call.title} has no gradient in `{name}`, which is {what}."
             raise TypeError(msg)
     return tuple(name in names for name in arguments)
 

@@ -109,7 +109,7 @@ def _finish(sums: Array, call: Call, dtype: Any) -> Array:
     engine = _engine(sums)
     with engine.quiet():
         weights = sums[1] if call.reduction == "mean" else None
-        return _loss.finished(engine.xp, weights, sums[0], dtype)
+        return _loss.finished(engine.xp, sums[0], weights, dtype)
 
 
 def _losses(*arguments: Any, call: Call) -> Array:

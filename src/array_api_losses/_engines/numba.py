@@ -38,6 +38,14 @@ def _select(xp: Any, y: Any, a: Any, b: Any) -> Callable[..., Any]:
     return compiled_select
 
 
+@overload(_primitives.zero)
+def _zero(xp: Any, y: Any) -> Callable[..., Any]:
+    def compiled_zero(xp: Any, y: Any) -> Any:
+        return y - y
+
+    return compiled_zero
+
+
 @overload(_primitives.sign)
 def _sign(xp: Any, d: Any) -> Callable[..., Any]:
     one = np.float32(1) if d == numba.float32 else np.float64(1)
@@ -122,7 +130,7 @@ class Numba(NumPy):
             value = (
                 terms
                 if losses == "fill"
-                else _loss.finished(np, weights, np.float64(total), x.dtype)
+                else _loss.finished(np, np.float64(total), weights, x.dtype)
             )
         return value, (slope if any(wanted) else None, *[None] * len(wanted))
 

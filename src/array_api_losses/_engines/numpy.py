@@ -6,8 +6,10 @@ few threads share them: NumPy lets go of the interpreter while it computes.
 """
 
 import math
+import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from contextvars import Context
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,13 +21,19 @@ from array_api_losses._arrays import check_labels
 from array_api_losses._engines.plain import Plain
 from array_api_losses._engines.replay import Replay
 from array_api_losses._engines.threads import allowed, shared
-from array_api_losses._loss import Array, Call
+from array_api_losses._loss import Array, Call, Loss
 from array_api_losses._primitives import FASTER
 
 T = TypeVar("T")
 
-WHOLE = 2**15
-"""Up to so many elements take the plain path; beyond, new memory costs more than blocks do."""
+SMALL = 2**12
+"""Up to so many elements it costs nothing to put results in new memory."""
+
+PLAIN = 2**15
+"""Up to so many elements take the plain path where the call is not simple."""
+
+WHOLE = 2**18
+"""Up to so many elements are not cut into blocks where the call is simple."""
 
 BLOCK = 2**16
 """Elements of a block, for one thread: what it touches stays in the nearest cache."""
@@ -44,7 +52,9 @@ FEW = 64
 
 SIGNS = frozenset({1, -1})
 
-_INFINITY = {np.dtype(kind): np.asarray(math.inf, dtype=kind) for kind in ("f2", "f4", "f8")}
+_KINDS = ("f2", "f4", "f8")
+_INFINITY = {np.dtype(kind): np.asarray(math.inf, dtype=kind) for kind in _KINDS}
+_ZERO = {np.dtype(kind): np.asarray(0, dtype=kind) for kind in _KINDS}
 
 
 def _select(y: Any, a: Any, b: Any) -> Any:
@@ -53,10 +63,34 @@ def _select(y: Any, a: Any, b: Any) -> Any:
     return np.maximum(np.minimum(a, ceiling), np.minimum(b, -ceiling))
 
 
+def _zero(y: Any) -> Any:
+    return _ZERO.get(y.dtype, 0)
+
+
 # What `numpy.sum` and array-api-compat do beforehand takes longer than a few elements do.
 FASTER["select"][np.__name__] = _select
+FASTER["zero"][np.__name__] = _zero
 FASTER["sign"][np.__name__] = sign
 FASTER["total"][np.__name__] = lambda values, dtype: np.add.reduce(values, None, dtype)
+
+
+class _Silence(threading.local):
+    context: Context | None = None
+
+
+_SILENCE = _Silence()
+
+
+def _quietly(function: Callable[..., T], *arguments: Any) -> T:
+    """As within `numpy.errstate`, which takes a tenth of a small call: keep a context instead."""
+    context, _SILENCE.context = _SILENCE.context, None  # a call within this one has its own
+    if context is None:
+        context = Context()
+        context.run(np.seterr, all="ignore")
+    try:
+        return context.run(function, *arguments)
+    finally:
+        _SILENCE.context = context
 
 
 class NumPy(Plain):
@@ -64,18 +98,49 @@ class NumPy(Plain):
 
     def value(self, call: Call) -> Array:
         first = call.operands[0]
-        if call.reduction == "none" and first.size > WHOLE:
+        if first.size <= WHOLE and _is_simple(call):
+            return _quietly(self._whole, call, (), None)[0]
+        if first.size <= PLAIN:
+            return super().value(call)
+        if call.reduction == "none":
             result = np.empty_like(first, subok=False)
             self._in_blocks(call, losses=result)
             return result
-        with np.errstate(all="ignore"):
-            if first.size <= WHOLE:
-                return self.run(self.checked(call))
+        with self.quiet():
             total = self._in_blocks(call, losses=True)[0]
-            return _loss.finished(np, self._weights(call), total, first.dtype)[()]
+            return _loss.finished(np, total, self._weights(call), first.dtype)[()]
+
+    def _whole(
+        self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
+    ) -> tuple[Array | None, tuple[Array | None, ...]]:
+        """Replay what the plain path does with a simple call: the formula and a sum."""
+        loss, operands, _, reduction, _, trusted, _ = call
+        first, label = operands[0], operands[len(loss.inputs)]
+        size, with_value = first.size, cotangent is None
+        if not trusted and not (size <= FEW and SIGNS.issuperset(label.ravel().tolist())):
+            self.checked(call)
+
+        key = loss, wanted, with_value, first.dtype, label.dtype
+        tape = TAPES.get(key) or _noted_of_whole(*key)
+        if wanted:
+            operands = (*operands, _loss.seed_of(np, call, cotangent, size)[0])
+        if size > SMALL and first.flags.c_contiguous and label.flags.c_contiguous:
+            value, *found = tape.in_scratch(operands, first.shape, fill=reduction == "none")
+        else:
+            value, *found = tape.anew(operands)
+        if with_value:
+            if reduction != "none":
+                value = np.add.reduce(value, None, _loss.accumulator(np, value.dtype))
+            count = size if reduction == "mean" else None
+            value = _loss.finished(np, value, count, first.dtype)
+        if not wanted:
+            return value, ()
+        return value, tuple(
+            [None if slope is None else _loss.cast(np, slope, first.dtype) for slope in found]
+        )
 
     def folded(self, call: Call) -> tuple[Any, Any]:
-        if call.operands[0].size <= WHOLE:
+        if call.operands[0].size <= PLAIN:
             return super().folded(call)
         return self._in_blocks(call, losses=True, check=False)[0], self._weights(call)
 
@@ -83,7 +148,9 @@ class NumPy(Plain):
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
         first = call.operands[0]
-        if first.size <= WHOLE:
+        if first.size <= WHOLE and _is_simple(call):
+            return _quietly(self._whole, call, wanted, cotangent)
+        if first.size <= PLAIN:
             return super().gradient(call, wanted, cotangent)
         with self.quiet():
             weights = self._weights(call)
@@ -96,7 +163,7 @@ class NumPy(Plain):
                 losses = call.reduction != "none" or np.empty_like(first, subok=False)
             total, gradients = self._in_blocks(call, wanted, seed, mean, losses=losses)
             if losses is True:
-                value = _loss.finished(np, weights, total, first.dtype)[()]
+                value = _loss.finished(np, total, weights, first.dtype)[()]
             elif losses is not False:
                 value = losses
         return (value if cotangent is None else None), gradients
@@ -105,11 +172,10 @@ class NumPy(Plain):
         return _loss.value(np, call)[()]  # as NumPy's own `sum`: a scalar, not a 0-d array
 
     def checked(self, call: Call) -> Call:
-        loss, operands, weight, _, _, trusted, _ = call
-        if trusted:
+        if call.trusted:
             return call
-        label = operands[len(loss.inputs)]
-        if weight is None and (
+        label = call.operands[len(call.loss.inputs)]
+        if call.weight is None and (
             SIGNS.issuperset(label.ravel().tolist())
             if label.size <= FEW
             else (np.abs(label) == 1).all()
@@ -128,6 +194,14 @@ class NumPy(Plain):
         if isinstance(value, np.generic) and value.dtype == like.dtype:
             return value
         return super().number(name, argument, value, like)
+
+    def traits(self, arrays: tuple[Array, ...]) -> tuple[Any, ...] | None:
+        found = []
+        for array in arrays:
+            if type(array) is not np.ndarray:
+                return None
+            found.append(array.dtype)
+        return tuple(found)
 
     def device(self, array: Array) -> Any:
         return "cpu"
@@ -251,13 +325,46 @@ class NumPy(Plain):
             formula.key,
             *(a.dtype if isinstance(a, np.ndarray) and a.ndim else repr(a) for a in arguments),
         )
-        tape = TAPES.get(key)
-        if tape is None:
-            if len(TAPES) >= MOST_TAPES:
-                TAPES.clear()
-            with self.quiet():
-                tape = TAPES[key] = Replay(formula, arguments)
-        return tape
+        return TAPES.get(key) or _noted(key, formula, arguments)
+
+
+def _noted(key: Any, formula: Callable[..., tuple[Any, ...]], arguments: list[Any]) -> Replay:
+    if len(TAPES) >= MOST_TAPES:
+        TAPES.clear()
+    with np.errstate(all="ignore"):
+        tape = TAPES[key] = Replay(formula, arguments)
+    return tape
+
+
+def _is_simple(call: Call) -> bool:
+    """Whether there are no weights, and numbers for parameters."""
+    if call.weight is not None:
+        return False
+    for parameter in call.operands[len(call.loss.inputs) + 1 :]:
+        if type(parameter) is not float:
+            return False
+    return True
+
+
+def _noted_of_whole(
+    loss: Loss, wanted: tuple[bool, ...], with_value: Any, dtype: Any, label_dtype: Any
+) -> Replay:
+    """Note the losses, if asked for, and the gradients for a last argument, the seed."""
+    at = len(loss.inputs)
+
+    def formula(*arguments: Any) -> tuple[Any, ...]:
+        label = _loss.cast(np, arguments[at], dtype)
+        operands = (*arguments[:at], label, *arguments[at + 1 : len(loss.operands)])
+        losses = loss.value(np, *operands) if with_value else None
+        if not wanted:
+            return (losses,)
+        call = Call(loss, operands, None, "sum", None, trusted=True)
+        return losses, *_loss.gradients(np, call, wanted, (arguments[-1], None), None)
+
+    kinds = [dtype] * len(loss.operands) + [_loss.accumulator(np, dtype)] * bool(wanted)
+    kinds[at] = label_dtype
+    samples = [np.ones(1, dtype=kind) for kind in kinds]
+    return _noted((loss, wanted, with_value, dtype, label_dtype), formula, samples)
 
 
 @dataclass(frozen=True)

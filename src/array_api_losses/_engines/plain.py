@@ -70,6 +70,10 @@ class Plain:
         """Return the engine that compiles: this one, if there is none."""
         return self
 
+    def traits(self, arrays: tuple[Array, ...]) -> tuple[Any, ...] | None:
+        """Return dtypes and devices, where that is quick and the arrays are no tracers."""
+        return None
+
     def kind(self, dtype: Any) -> str:
         """Return which of `KINDS` a dtype is, else "other"."""
         try:

@@ -8,7 +8,6 @@ other threads would have to wait.
 
 from collections.abc import Callable
 from contextlib import suppress
-from copy import copy
 from typing import Any
 
 import numpy as np
@@ -52,6 +51,8 @@ class Replay:
     def __init__(self, formula: Callable[..., tuple[Any, ...]], arguments: list[Any]) -> None:
         """Note what `formula` does with `arguments`, of which it sees but one element."""
         self._steps: list[tuple[Callable[..., Any], list[int], int]] = []
+        self._functions: list[Callable[..., Any]] = []  # those of the steps, without `out`
+        self._quick: list[tuple[Callable[..., Any], int, int | None, int]] = []
         self._results: list[Any] = []  # their places, or None
         self._arrays: list[Any] = []  # arguments, numbers and scratch, by place
         self._scratch: dict[int, Any] = {}
@@ -60,10 +61,12 @@ class Replay:
 
     def copy(self) -> "Replay":
         """Return the same with scratch of its own, for another thread."""
-        other = copy(self)
-        vars(other).update(
-            _arrays=list(self._arrays), _scratch=dict.fromkeys(self._scratch), _size=0
-        )
+        other = object.__new__(Replay)
+        other.__dict__ = {
+            **self.__dict__,
+            "_arrays": self._arrays.copy(),
+            "_scratch": dict.fromkeys(self._scratch),
+        }
         return other
 
     def __call__(self, arguments: list[Any], outputs: dict[int, Any]) -> list[Any]:
@@ -88,6 +91,32 @@ class Replay:
             output[...] = arrays[place]
         return [None if place is None else arrays[place] for place in self._results]
 
+    def anew(self, arguments: tuple[Any, ...]) -> list[Any]:
+        """Return the same in new arrays, of any shapes that broadcast: quick for few elements."""
+        arrays = self._arrays.copy()
+        arrays[: len(arguments)] = arguments
+        for function, i, j, target in self._quick:
+            arrays[target] = function(arrays[i]) if j is None else function(arrays[i], arrays[j])
+        return [None if place is None else arrays[place] for place in self._results]
+
+    def in_scratch(
+        self, arguments: tuple[Any, ...], shape: tuple[int, ...], *, fill: bool
+    ) -> list[Any]:
+        """Return the same, but only the later results, and with `fill` the first, in new arrays.
+
+        Arrays among the arguments lie in one piece. The first result may be overwritten soon.
+        """
+        flat = [a.reshape(-1) if isinstance(a, np.ndarray) and a.ndim else a for a in arguments]
+        outputs = {
+            i: np.empty(flat[0].size, self._arrays[place].dtype)
+            for i, place in enumerate(self._results)
+            if place is not None and (i or fill)
+        }
+        own = self.copy()
+        results = own(flat, outputs)
+        own.release()
+        return [outputs[i].reshape(shape) if i in outputs else r for i, r in enumerate(results)]
+
     def note(
         self, into: Callable[..., Any], function: Callable[..., Any], inputs: tuple[Any, ...]
     ) -> _StandIn:
@@ -103,6 +132,7 @@ class Replay:
                 return _StandIn(self, self._arrays[target], target)
         result = self._add(function(*(source.sample for source in sources)))
         self._steps.append((into, places, result.place))
+        self._functions.append(function)
         return result
 
     def _add(self, sample: Any) -> _StandIn:
@@ -139,6 +169,10 @@ class Replay:
             home[target] = fit[0] if fit else target
             free = [place for place in (*done, *free) if place != home[target]]
             self._steps[i] = function, [home.get(s, s) for s in sources], home[target]
+        self._quick = [
+            (function, sources[0], sources[1] if len(sources) > 1 else None, target)
+            for function, (_, sources, target) in zip(self._functions, self._steps, strict=True)
+        ]
         self._scratch = dict.fromkeys(home.values())
         self._results = [r and home.get(r.place, r.place) for r in results]
 

@@ -12,11 +12,8 @@ T = TypeVar("T")
 MOST = 4
 """More would wait for the memory, and each holds scratch of its own."""
 
-_pools: list[ThreadPoolExecutor] = []
-
-# A forked process has the pool but not its threads.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pools.clear)
+_POOLS: dict[int, ThreadPoolExecutor] = {}
+"""By process, since one that is forked has the pool of the other but not its threads."""
 
 
 def allowed() -> int:
@@ -37,9 +34,9 @@ def shared(work: Callable[[int, int], T], cuts: list[int]) -> list[T]:
     first, *rest = pairwise(cuts)
     if not rest:
         return [work(*first)]
-    if not _pools:
-        _pools.append(ThreadPoolExecutor(MOST - 1))
-    others = [_pools[0].submit(work, *bounds) for bounds in rest]
+    process = os.getpid()
+    pool = _POOLS.get(process) or _POOLS.setdefault(process, ThreadPoolExecutor(MOST - 1))
+    others = [pool.submit(work, *bounds) for bounds in rest]
     try:
         done = work(*first)
     finally:

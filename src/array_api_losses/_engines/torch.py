@@ -9,7 +9,6 @@ and batching, for `torch.func` and forward mode. `_Compiled` is `_Transformed` w
 """
 
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -22,12 +21,17 @@ from torch.autograd.forward_ad import unpack_dual
 from array_api_losses import _loss
 from array_api_losses._engines import BY_TYPE
 from array_api_losses._engines.plain import Plain
-from array_api_losses._loss import Array, Call, Loss
+from array_api_losses._loss import Array, Call
 from array_api_losses._primitives import FASTER
 
 NUMPY: Any = None
 with suppress(ImportError):  # PyTorch does not need NumPy
+    from numpy import asarray
+
     from array_api_losses._engines.numpy import ENGINE as NUMPY
+
+HOSTED = frozenset({torch.float32, torch.float64})
+"""The dtypes that NumPy has too, and sums as exactly."""
 
 TENSORS = (torch.Tensor, torch.nn.Parameter)
 """Types whose values lie in memory; a subclass may do anything."""
@@ -42,19 +46,16 @@ def _sign(d: Any) -> Any:
 FASTER["sign"][xp.__name__] = _sign
 
 
-@dataclass(frozen=True)
 class _Static:
     """What a call is, beside its tensors. No tuple: `torch.func` would take that apart."""
 
-    loss: Loss
-    reduction: str
-    name: str | None
-    trusted: bool
-    numbers: tuple[Any, ...]
+    def __init__(self, call: Call, numbers: tuple[Any, ...], *, trusted: bool) -> None:
+        self.loss, _, _, self.reduction, self.name, _, _ = call
+        self.numbers, self.trusted = numbers, trusted
 
     def call(self, tensors: tuple[Any, ...]) -> Call:
         arguments = [n if t is None else t for n, t in zip(self.numbers, tensors, strict=True)]
-        operands, weight = tuple(arguments[:-1]), arguments[-1]
+        weight, operands = arguments.pop(), tuple(arguments)
         return Call(self.loss, operands, weight, self.reduction, self.name, self.trusted)
 
 
@@ -98,7 +99,7 @@ class _Eager(torch.autograd.Function):
         call = static.call(tensors)
         result = ENGINE.untracked(call)
         if call.weight is None and ENGINE.readable(call):
-            static = replace(static, trusted=True)  # they have been read now
+            static.trusted = True  # they have been read now
         ctx.static = static
         ctx.save_for_backward(*tensors)
         return result
@@ -109,7 +110,7 @@ class _Eager(torch.autograd.Function):
             host = _host(ctx.static.call(ctx.saved_tensors), cotangent)
             if host is not None:
                 gradients = NUMPY.gradient(host[0], ctx.needs_input_grad[1:], host[1])[1]
-                return None, *(_tensor(g, cotangent.dtype) for g in gradients)
+                return None, *map(_tensor, gradients)
         return _Compiled.backward(ctx, cotangent)
 
 
@@ -130,7 +131,7 @@ class Torch(Plain):
         """Return the result, of which autodiff need not know."""
         host = _host(call)
         if host is not None:
-            return _tensor(NUMPY.value(host[0]), call.operands[0].dtype)
+            return _tensor(NUMPY.value(host[0]))
         return _loss.value(xp, self.checked(call))
 
     def gradient(
@@ -140,8 +141,7 @@ class Torch(Plain):
         if host is None:
             return super().gradient(call, wanted, cotangent)
         value, gradients = NUMPY.gradient(host[0], wanted, host[1])
-        dtype = call.operands[0].dtype
-        return _tensor(value, dtype), tuple(_tensor(g, dtype) for g in gradients)
+        return _tensor(value), tuple(map(_tensor, gradients))
 
     def run(self, call: Call) -> Array:
         rule = _rule(call.arguments)
@@ -162,6 +162,16 @@ class Torch(Plain):
     def readable(self, call: Call) -> bool:
         label = call.operands[call.position_of_label]
         return not torch.compiler.is_compiling() and label.device.type == "cpu"
+
+    def traits(self, arrays: tuple[Array, ...]) -> tuple[Any, ...] | None:
+        if torch.compiler.is_compiling():
+            return None
+        found: list[Any] = []
+        for array in arrays:
+            if type(array) not in TENSORS:
+                return None
+            found += array.dtype, array.device
+        return tuple(found)
 
     def device(self, array: Array) -> Any:
         return array.device
@@ -231,24 +241,28 @@ def _taken_apart(call: Call) -> tuple[Any, ...]:
     """Return what a call is beside its tensors, and these."""
     arguments = call.arguments
     tensors = [a if isinstance(a, torch.Tensor) else None for a in arguments]
-    numbers = tuple(None if isinstance(a, torch.Tensor) else a for a in arguments)
-    return _Static(call.loss, call.reduction, call.name, call.trusted, numbers), *tensors
+    numbers = tuple([None if isinstance(a, torch.Tensor) else a for a in arguments])
+    return _Static(call, numbers, trusted=call.trusted), *tensors
 
 
 def _rule(arguments: tuple[Any, ...]) -> Any:
     """Return the function that autodiff, in the mode it is in now, needs; None if it is not on."""
     compiling = torch.compiler.is_compiling()
-    tensors = [a for a in arguments if isinstance(a, torch.Tensor)]
     if not compiling and (
         torch._C._are_functorch_transforms_active()
         or (
             forward_ad._current_level >= 0  # within forward mode; quicker to see than tangents
-            and any(unpack_dual(t).tangent is not None for t in tensors)
+            and any(
+                isinstance(a, torch.Tensor) and unpack_dual(a).tangent is not None
+                for a in arguments
+            )
         )
     ):
         return _Transformed
-    if torch.is_grad_enabled() and any(t.requires_grad for t in tensors):
-        return _Compiled if compiling else _Eager
+    if torch.is_grad_enabled():
+        for argument in arguments:  # and not `any`, which is a tenth of a small call
+            if isinstance(argument, torch.Tensor) and argument.requires_grad:
+                return _Compiled if compiling else _Eager
     return None
 
 
@@ -257,39 +271,35 @@ def _host(call: Call, cotangent: Any = None) -> tuple[Call, Any] | None:
 
     Not where something watches the tensors that would not see what NumPy does.
     """
-    first = call.operands[0]
+    loss, operands, weight, reduction, name, trusted, _ = call
+    first = operands[0]
     if (
-        torch.compiler.is_compiling()
-        or NUMPY is None
-        or first.dtype not in {torch.float32, torch.float64}
-        or first.device.type != "cpu"
+        NUMPY is None
+        or first.dtype not in HOSTED
+        or not first.is_cpu
+        or torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack()
         or torch.jit.is_tracing()
     ):
         return None
     arrays = []
-    for argument in (*call.operands, call.weight, cotangent):
+    for argument in (*operands, weight, cotangent):
         array = argument
-        if isinstance(argument, torch.Tensor):
-            if type(argument) not in TENSORS:
-                return None
+        if type(argument) in TENSORS:
             try:
-                array = argument.detach().numpy()
+                array = (argument.detach() if argument.requires_grad else argument).numpy()
             except (RuntimeError, TypeError):  # within `vmap`, or not a strided tensor
                 return None
+        elif isinstance(argument, torch.Tensor):
+            return None
         arrays.append(array)
-    *operands, weight, cotangent = arrays
-    loss, _, _, reduction, name, trusted, _ = call
-    return Call(loss, tuple(operands), weight, reduction, name, trusted), cotangent
+    cotangent, weight = arrays.pop(), arrays.pop()
+    return Call(loss, tuple(arrays), weight, reduction, name, trusted), cotangent
 
 
-def _tensor(array: Any, dtype: Any) -> Any:
+def _tensor(array: Any) -> Any:
     """Turn a result of NumPy, an array or a scalar, into a tensor."""
-    if array is None:
-        return None
-    if array.ndim:
-        return torch.from_numpy(array)
-    return torch.scalar_tensor(array.item(), dtype=dtype)
+    return None if array is None else torch.from_numpy(asarray(array))
 
 
 ENGINE = Torch(xp)

@@ -15,22 +15,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_function
-from array_api_losses._primitives import select, sign
+from array_api_losses._primitives import select, sign, zero
 
 
 def _value(xp: Any, x: Array, y: Array, margin: Array) -> Array:
-    zero = y - y
-    return select(xp, y, x, xp.maximum(margin - x, zero))
+    return select(xp, y, x, xp.maximum(margin - x, zero(xp, y)))
 
 
 def _slopes(
     xp: Any, wanted: tuple[bool, ...], x: Array, y: Array, margin: Array
 ) -> tuple[Array | None, ...]:
-    zero = y - y
+    nil = zero(xp, y)
     return (
-        xp.maximum(y, xp.minimum(sign(xp, x - margin), zero)) if wanted[0] else None,
+        xp.maximum(y, xp.minimum(sign(xp, x - margin), nil)) if wanted[0] else None,
         None,
-        xp.minimum(xp.maximum(-y, zero), xp.maximum(sign(xp, margin - x), zero))
+        xp.minimum(xp.maximum(-y, nil), xp.maximum(sign(xp, margin - x), nil))
         if wanted[2]
         else None,
     )
