@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 SIZES = [10, 1_000, 100_000, 1_000_000, 4_000_000, 40_000_000]
 QUICK_SIZES = [10, 100_000, 1_000_000]
 LARGE = 4_000_000
+PAUSE = 0.01  # seconds, in which the threads of the one before stop spinning
 PEERS = ("numpy expression", "torch own", "paddle own")
 
 # What is promised: who, with gradient or not, elements, dtype of the labels, against whom, how many
@@ -92,6 +93,7 @@ def measure(job: Job, workers: list[Worker], rounds: int) -> list[dict[str, Any]
     times: dict[str, list[float]] = {worker.name: [] for worker in able}
     for _ in range(rounds):
         for worker in able:
+            time.sleep(PAUSE)
             times[worker.name].append(worker.ask("time"))
     return [
         {

@@ -145,7 +145,7 @@ def prepared(xp: Any, call: Call) -> Call:
         return call
     y = cast(xp, label, dtype)
     if not trusted:
-        y = xp.where((label == 1) | (label == -1), y, math.nan)
+        y = xp.where(xp.abs(label) == 1, y, math.nan)
     for parameter in arrays:
         y = y + xp.where(xp.isfinite(parameter), xp.zeros_like(parameter), math.nan)
     if weight is not None:

@@ -18,7 +18,7 @@ from array_api_losses._primitives import FASTER
 
 def _select(y: Any, a: Any, b: Any) -> Any:
     # XLA turns a choice into a blend, so `where` costs less here than `minimum` and `maximum`.
-    return jnp.where(y > 0, a, jnp.where(y < 0, b, y))
+    return jnp.where(y > 0, a, b + (y - y))
 
 
 FASTER["select"][jnp.__name__] = _select
@@ -90,7 +90,7 @@ class JAX(Plain):
         return value, gradients
 
     def _explain(self, call: Call, value: Array) -> None:
-        if _readable(value) and math.isnan(value):
+        if _readable(value) and math.isnan(value.item()):
             self.checked(call)
 
     def run(self, call: Call) -> Array:
@@ -106,6 +106,14 @@ class JAX(Plain):
         check_labels(np, call._replace(operands=operands, weight=weight))
         return call._replace(trusted=weight is None)
 
+    def traits(self, arrays: tuple[Array, ...]) -> tuple[Any, ...] | None:
+        found: list[Any] = []
+        for array in arrays:
+            if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
+                return None
+            found += array.dtype, array.sharding
+        return tuple(found)
+
     def device(self, array: Array) -> Any:
         return None if isinstance(array, jax.core.Tracer) else frozenset(array.devices())
 
@@ -114,13 +122,19 @@ class JAX(Plain):
 
 
 def _concrete(call: Call) -> bool:
-    return not any(isinstance(argument, jax.core.Tracer) for argument in call.arguments)
+    for argument in call.arguments:
+        if isinstance(argument, jax.core.Tracer):
+            return False
+    return True
 
 
 def _readable(array: Array) -> bool:
     if isinstance(array, jax.core.Tracer):
         return False
-    return all(device.platform == "cpu" for device in array.devices())
+    for device in array.devices():
+        if device.platform != "cpu":
+            return False
+    return True
 
 
 ENGINE = JAX(jnp)

@@ -21,7 +21,7 @@ from array_api_losses._loss import Array, Call, Loss
 BLOCK = 2**12
 """Elements that are added up in the dtype of the losses, before they go to float64."""
 
-FOR_THREADS = 2**21
+FOR_THREADS = 2**20
 """So many elements keep more than one thread busy."""
 
 LAYOUT = ("input", "label", "parameter")
@@ -40,8 +40,10 @@ def _select(xp: Any, y: Any, a: Any, b: Any) -> Callable[..., Any]:
 
 @overload(_primitives.zero)
 def _zero(xp: Any, y: Any) -> Callable[..., Any]:
+    nil = np.float32(0) if y == numba.float32 else np.float64(0)
+
     def compiled_zero(xp: Any, y: Any) -> Any:
-        return y - y
+        return nil
 
     return compiled_zero
 
@@ -71,15 +73,18 @@ def _loop(loss: Loss, wanted: tuple[bool, ...], losses: str) -> Callable[..., An
         zero, one = x.dtype.type(0), x.dtype.type(1)
         for start in range(0, x.size, BLOCK):
             part = bad = zero
-            for i in range(start, min(start + BLOCK, x.size)):
-                bad += zero if (label[i] == 1) | (label[i] == -1) else one
-                y = x.dtype.type(label[i])
+            # Views of the block, since indices that start at 0 are what LLVM vectorises.
+            xs, labels = x[start : start + BLOCK], label[start : start + BLOCK]
+            losses, gradients = terms[start : start + BLOCK], slope[start : start + BLOCK]
+            for i in range(xs.size):
+                y = x.dtype.type(labels[i])
+                bad += zero if abs(labels[i]) == 1 else one
                 if add:
-                    part += value(np, x[i], y, margin)
+                    part += value(np, xs[i], y, margin)
                 if fill:
-                    terms[i] = value(np, x[i], y, margin)
+                    losses[i] = value(np, xs[i], y, margin)
                 if gradient:
-                    slope[i] = slopes(np, wanted, x[i], y, margin)[0] * seed
+                    gradients[i] = slopes(np, wanted, xs[i], y, margin)[0] * seed
             total += part
             wrong += bad
         return total, wrong

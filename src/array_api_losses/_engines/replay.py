@@ -18,6 +18,12 @@ FREE: list[Any] = []
 
 MOST_FREE = 12
 
+_FULL: dict[Any, Any] = {}
+"""Arrays of one number, only read."""
+
+_FASTER_ON_ARRAYS = frozenset({np.maximum, np.minimum})
+"""These take three times as long if one operand is a single number."""
+
 
 class _StandIn(NDArrayOperatorsMixin):
     """Stands for an array of one axis; `sample` is one of its dtype, with a single element."""
@@ -55,6 +61,8 @@ class Replay:
         self._quick: list[tuple[Callable[..., Any], int, int | None, int]] = []
         self._results: list[Any] = []  # their places, or None
         self._arrays: list[Any] = []  # arguments, numbers and scratch, by place
+        self._constants: dict[Any, int] = {}  # their places
+        self._filled: list[int] = []  # the places of those that are to be as long as a block
         self._scratch: dict[int, Any] = {}
         self._size = 0
         self._record(formula, arguments)
@@ -123,7 +131,7 @@ class Replay:
         """Note a step, and stand in for the output."""
         like = next(i.dtype for i in inputs if isinstance(i, _StandIn))
         sources = [
-            i if isinstance(i, _StandIn) else self._add(np.asarray(i, getattr(i, "dtype", like)))
+            i if isinstance(i, _StandIn) else self._constant(i, getattr(i, "dtype", like))
             for i in inputs
         ]
         places = [source.place for source in sources]
@@ -134,6 +142,11 @@ class Replay:
         self._steps.append((into, places, result.place))
         self._functions.append(function)
         return result
+
+    def _constant(self, value: Any, dtype: Any) -> _StandIn:
+        sample = np.asarray(value, dtype)
+        place = self._constants.setdefault((sample.tobytes(), dtype), len(self._arrays))
+        return self._add(sample) if place == len(self._arrays) else _StandIn(self, sample, place)
 
     def _add(self, sample: Any) -> _StandIn:
         self._arrays.append(sample)
@@ -174,6 +187,8 @@ class Replay:
             for function, (_, sources, target) in zip(self._functions, self._steps, strict=True)
         ]
         self._scratch = dict.fromkeys(home.values())
+        read = {s for f, sources, _ in self._steps if f in _FASTER_ON_ARRAYS for s in sources}
+        self._filled = [p for p in sorted(read) if p in self._constants.values()]
         self._results = [r and home.get(r.place, r.place) for r in results]
 
     def _fit(self, size: int) -> None:
@@ -182,6 +197,8 @@ class Replay:
             nbytes = size * dtype.itemsize
             new = old if old is not None and old.size >= nbytes else _taken(nbytes)
             self._scratch[place], self._arrays[place] = new, new[:nbytes].view(dtype)
+        for place in self._filled:
+            self._arrays[place] = _full(self._arrays[place], size)
         self._size = size
 
     def release(self) -> None:
@@ -189,6 +206,16 @@ class Replay:
         FREE.extend(scratch for scratch in self._scratch.values() if scratch is not None)
         del FREE[MOST_FREE:]
         self._scratch = dict.fromkeys(self._scratch)
+
+
+def _full(number: Any, size: int) -> Any:
+    key = number.flat[0].tobytes(), number.dtype
+    found = _FULL.get(key)
+    if found is None or found.size < size:
+        if len(_FULL) >= MOST_FREE:
+            _FULL.clear()
+        found = _FULL[key] = np.full(size, number.flat[0])
+    return found[:size]
 
 
 def _taken(nbytes: int) -> Any:

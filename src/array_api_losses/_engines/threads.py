@@ -3,8 +3,9 @@
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from itertools import pairwise
+from queue import SimpleQueue
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -12,8 +13,58 @@ T = TypeVar("T")
 MOST = 4
 """More would wait for the memory, and each holds scratch of its own."""
 
-_POOLS: dict[int, ThreadPoolExecutor] = {}
+
+class _Pool:
+    """Threads that wait for work, with less ado than those of `concurrent.futures`.
+
+    Each has a processor of its own, where there are no more of these than threads: threads that
+    wait for the interpreter wake each other, and Linux likes to put the woken where the waker runs,
+    so that two of them often share one processor and leave the other idle.
+    """
+
+    def __init__(self, processors: frozenset[int]) -> None:
+        self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        own = [{processor} for processor in processors]
+        for processor in own if len(own) <= MOST else [set(processors)] * MOST:
+            threading.Thread(target=self._serve, args=(processor,), daemon=True).start()
+
+    def _serve(self, processors: set[int]) -> None:
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, processors)
+        while True:
+            self._tasks.get()()
+
+    def map(self, work: Callable[[int, int], T], parts: list[tuple[int, int]]) -> list[T]:
+        """Return `work(start, stop)` for each part, or raise what one raised, when all are done."""
+        done: SimpleQueue[None] = SimpleQueue()
+        results: dict[int, T] = {}
+        errors: list[BaseException] = []
+
+        def run(i: int) -> None:
+            try:
+                results[i] = work(*parts[i])
+            except BaseException as error:  # for the caller
+                errors.append(error)
+            finally:
+                done.put(None)
+
+        for i in range(len(parts)):
+            self._tasks.put(partial(run, i))
+        for _ in parts:
+            done.get()
+        if errors:
+            raise errors[0]
+        return [results[i] for i in range(len(parts))]
+
+
+_POOLS: dict[tuple[int, frozenset[int]], _Pool] = {}
 """By process, since one that is forked has the pool of the other but not its threads."""
+
+
+def _processors() -> frozenset[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
 
 
 def allowed() -> int:
@@ -25,20 +76,14 @@ def allowed() -> int:
         return 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     most = int(asked) if asked.isdecimal() else MOST
-    has = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(most, has or 1, MOST))
+    return max(1, min(most, len(_processors()), MOST))
 
 
 def shared(work: Callable[[int, int], T], cuts: list[int]) -> list[T]:
-    """Return `work(start, stop)` for neighbouring cuts, the first of which the caller runs."""
-    first, *rest = pairwise(cuts)
-    if not rest:
-        return [work(*first)]
-    process = os.getpid()
-    pool = _POOLS.get(process) or _POOLS.setdefault(process, ThreadPoolExecutor(MOST - 1))
-    others = [pool.submit(work, *bounds) for bounds in rest]
-    try:
-        done = work(*first)
-    finally:
-        wait(others)
-    return [done, *(other.result() for other in others)]
+    """Return `work(start, stop)` for neighbouring cuts, each in a thread of its own."""
+    parts = [*pairwise(cuts)]
+    if len(parts) == 1:
+        return [work(*parts[0])]
+    key = os.getpid(), _processors()
+    pool = _POOLS.get(key) or _POOLS.setdefault(key, _Pool(key[1]))
+    return pool.map(work, parts)
