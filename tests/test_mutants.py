@@ -11,7 +11,7 @@ from backends import Backend
 from compare import check_gradient, check_value, cotangents, fixed_cases
 
 from array_api_losses import _loss
-from array_api_losses._primitives import select, sign
+from array_api_losses._primitives import select, steep
 from array_api_losses.losses import hinge_embedding as module
 
 GOOD = module.HINGE_EMBEDDING
@@ -59,7 +59,7 @@ SLOPES: dict[str, tuple[str, Kernel]] = {
     "sign of the margin": ("margin", _slope(lambda xp, s, *a: -s, of=2)),
     "margin felt by similar pairs": (
         "margin",
-        _slope(lambda xp, s, x, y, m: xp.maximum(sign(xp, m - x), y - y), of=2),
+        _slope(lambda xp, s, x, y, m: xp.maximum(steep(xp, m - x), y - y), of=2),
     ),
 }
 

@@ -16,7 +16,7 @@ INFINITY = float("inf")
 FASTER: dict[str, dict[str, Callable[..., Any]]] = {
     "select": {},
     "zero": {},
-    "sign": {},
+    "steep": {},
     "total": {},
 }
 """By the name of a primitive and the name of a namespace: the library's own way to do it."""
@@ -40,9 +40,12 @@ def zero(xp: Any, y: Any) -> Any:
     return y - y if faster is None else faster(y)
 
 
-def sign(xp: Any, d: Any) -> Any:
-    """-1, 0 or 1; NaN is kept."""
-    return FASTER["sign"].get(xp.__name__, xp.sign)(d)
+def steep(xp: Any, d: Any) -> Any:
+    """The sign of d or a multiple of it: 0 at 0, at least 1 above, at most -1 below; NaN is kept.
+
+    Slopes bound it by the label, so that its size does not matter.
+    """
+    return FASTER["steep"].get(xp.__name__, xp.sign)(d)
 
 
 def total(xp: Any, values: Any, dtype: Any) -> Any:

@@ -72,10 +72,13 @@ class JAX(Plain):
     """
 
     def value(self, call: Call) -> Array:
-        if call.reduction == "none" or not _concrete(call):
+        if call.reduction == "none":
             return super().value(call)
         result = self.run(call)
-        self._explain(call, result)
+        if isinstance(result, jax.core.Tracer):
+            self.checked(call)
+        else:
+            self._explain(call, result)
         return result
 
     def gradient(

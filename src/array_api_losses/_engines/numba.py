@@ -48,14 +48,14 @@ def _zero(xp: Any, y: Any) -> Callable[..., Any]:
     return compiled_zero
 
 
-@overload(_primitives.sign)
-def _sign(xp: Any, d: Any) -> Callable[..., Any]:
+@overload(_primitives.steep)
+def _steep(xp: Any, d: Any) -> Callable[..., Any]:
     one = np.float32(1) if d == numba.float32 else np.float64(1)
 
-    def compiled_sign(xp: Any, d: Any) -> Any:
+    def compiled_steep(xp: Any, d: Any) -> Any:
         return one if d > 0 else (-one if d < 0 else d)
 
-    return compiled_sign
+    return compiled_steep
 
 
 @cache

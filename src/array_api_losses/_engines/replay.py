@@ -108,17 +108,17 @@ class Replay:
         return [None if place is None else arrays[place] for place in self._results]
 
     def in_scratch(
-        self, arguments: tuple[Any, ...], shape: tuple[int, ...], *, fill: bool
+        self, arguments: tuple[Any, ...], shape: tuple[int, ...], kept: int
     ) -> list[Any]:
-        """Return the same, but only the later results, and with `fill` the first, in new arrays.
+        """Return the same, but only the results from number `kept` on in new arrays.
 
-        Arrays among the arguments lie in one piece. The first result may be overwritten soon.
+        Arrays among the arguments lie in one piece. The other results may be overwritten soon.
         """
         flat = [a.reshape(-1) if isinstance(a, np.ndarray) and a.ndim else a for a in arguments]
         outputs = {
             i: np.empty(flat[0].size, self._arrays[place].dtype)
             for i, place in enumerate(self._results)
-            if place is not None and (i or fill)
+            if place is not None and i >= kept
         }
         own = self.copy()
         results = own(flat, outputs)

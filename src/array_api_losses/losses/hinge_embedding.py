@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_function
-from array_api_losses._primitives import select, sign, zero
+from array_api_losses._primitives import select, steep, zero
 
 
 def _value(xp: Any, x: Array, y: Array, margin: Array) -> Array:
@@ -27,9 +27,9 @@ def _slopes(
 ) -> tuple[Array | None, ...]:
     nil = zero(xp, y)
     return (
-        xp.maximum(y, xp.minimum(sign(xp, x - margin), nil)) if wanted[0] else None,
+        xp.maximum(y, xp.minimum(steep(xp, x - margin), nil)) if wanted[0] else None,
         None,
-        xp.minimum(xp.maximum(-y, nil), xp.maximum(sign(xp, margin - x), nil))
+        xp.minimum(xp.maximum(-y, nil), xp.maximum(steep(xp, margin - x), nil))
         if wanted[2]
         else None,
     )
