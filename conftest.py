@@ -1,8 +1,11 @@
 """`--backend`, the fixture that every test of the suite runs on, and the documented examples."""
 
 import importlib.util
+import json
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import backends
@@ -12,6 +15,8 @@ from hypothesis import HealthCheck, settings
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
+
+_REPORT: pytest.StashKey[dict[str, dict[str, dict[str, int]]]] = pytest.StashKey()
 
 # Before anything imports JAX: the suite tests float64 too.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
@@ -36,18 +41,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         help=f"test this backend, which must be there (may be repeated): one of"
-        f" {', '.join(backends.NAMES + backends.MORE_NAMES)}; by default, all that are installed",
+        f" {', '.join((*backends.NAMES, *backends.MORE_NAMES, *backends.MODES))}; the name of a"
+        " library stands for all its modes; by default, all that are installed",
     )
+
+    parser.addoption("--report", help="write to this file what ran where, as JSON")
 
 
 def _chosen(config: pytest.Config) -> list[str]:
-    return config.getoption("--backend") or list(backends.NAMES)
+    names = config.getoption("--backend") or backends.NAMES
+    return [name for chosen in names for name in backends.with_modes(chosen)]
+
+
+def _runs(name: str, module: str) -> bool:
+    """Whether the tests of a module run on a row of the registry."""
+    if name in backends.MODES:
+        return module in backends.MODES[name][0]
+    return module not in backends.FEW
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Say what will run, and what is not installed."""
     lines = []
     for name in _chosen(config):
+        if name in backends.MODES:
+            continue
         backend = backends.get(name)
         try:
             version = (
@@ -71,14 +89,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names = [
         n
         for n in _chosen(metafunc.config)
-        if not marker or backends.Backend(n).library in marker.args
+        if _runs(n, metafunc.module.__name__)
+        and (not marker or backends.Backend(n).library in marker.args)
     ]
     if "route" in metafunc.fixturenames:
         reverse = metafunc.definition.get_closest_marker("reverse_mode") is not None
         pairs = [
             (n, r)
             for n in names
-            for r in routes.names(backends.Backend(n).library, reverse=reverse)
+            for r in (
+                routes.TRANSFORMS
+                if n in backends.MODES
+                else routes.names(backends.Backend(n).library, reverse=reverse)
+            )
         ]
         metafunc.parametrize(("backend", "route"), pairs, indirect=True, scope="session")
     else:
@@ -107,7 +130,7 @@ def route(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture(scope="session")
-def backend(request: pytest.FixtureRequest) -> backends.Backend:
+def backend(request: pytest.FixtureRequest) -> Iterator[backends.Backend]:
     """One row of the registry. One that was asked for by name must be there."""
     row = backends.get(request.param)
     try:
@@ -116,17 +139,33 @@ def backend(request: pytest.FixtureRequest) -> backends.Backend:
         if request.config.getoption("--backend"):
             pytest.fail(f"--backend {row.name}: {error}")
         pytest.skip(f"by the matrix: {row.name} is not installed")
-    return row
+    with row.around():
+        yield row
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """Turn a skip that the matrix does not know into a failure."""
     report = yield
+    if report.when == "call" and hasattr(item, "callspec") and "backend" in item.callspec.params:
+        row = item.config.stash.setdefault(_REPORT, {}).setdefault(
+            item.callspec.params["backend"], {}
+        )
+        counts = row.setdefault(Path(item.path).stem, {})
+        counts[report.outcome] = counts.get(report.outcome, 0) + 1
     if report.skipped and "by the matrix: " not in str(report.longrepr):
         report.outcome = "failed"
         report.longrepr = f"skipped outside the matrix of tests/backends.py: {report.longrepr}"
     return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the report, for docs/conformance.py."""
+    path = session.config.getoption("--report")
+    if path:
+        rows = session.config.stash.get(_REPORT, {})
+        found = {"backends": pytest_report_header(session.config), "rows": rows}
+        Path(path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
 # Documented examples use NumPy and Numba; pages with several libraries run where all of these are.

@@ -73,6 +73,7 @@ def tests(session: nox.Session, backend: str) -> None:
         "--cov-branch",
         "--cov-report=",
         "--cov-fail-under=0",  # the session `coverage` judges the sum
+        f"--report=.report.{backend}.json",
         *session.posargs,
         env={"COVERAGE_FILE": f".coverage.{backend}"},
     )
@@ -101,6 +102,13 @@ def coverage(session: nox.Session) -> None:
     session.install(*_groups("coverage"))
     session.run("coverage", "combine")
     session.run("coverage", "report")
+
+
+@nox.session
+def conformance(session: nox.Session) -> None:
+    """Write docs/conformance.md from what the last tests of each library reported."""
+    reports = [f".report.{name}.json" for name in BACKENDS if Path(f".report.{name}.json").exists()]
+    session.run("python", "docs/conformance.py", *reports)
 
 
 @nox.session

@@ -1,15 +1,18 @@
-"""The registry: one row for each library, with the device and the mode it is tested in.
+"""The registry: one row for each library, with the device and the modes it is tested in.
 
-`NAMES` and `FEATURES` are literal on purpose: they are the matrix of what is tested where. A test may
-be skipped on a backend only by `backend.require("...")` of a feature that says False here; any other
-skip fails the run.
+`NAMES`, `FEATURES` and `MODES` are literal on purpose: they are the matrix of what is tested where. A
+test may be skipped on a backend only by `backend.require("...")` of a feature that it lacks by these
+tables; any other skip fails the run.
 """
 
 import importlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import modes
 import pytest
 
 NAMES: tuple[str, ...] = ("numpy", "strict", "torch", "jax", "dask", "cupy")
@@ -25,6 +28,8 @@ MORE_NAMES: tuple[str, ...] = ("torch:cuda", "jax:cuda")
 #             silent: no warning of its own where float16 overflows or infinities meet
 #             devices: it has more than one that a test can use
 #             eager: values are computed within the call
+#             large: arrays of many elements take no longer than elsewhere
+#             scalars: a scalar that the library gives back is an array like others
 FEATURES: dict[str, dict[str, bool]] = {
     "reads labels": {"numpy": True, "strict": True, "torch": True, "jax": True, "dask": False, "cupy": False},
     "float16": {"numpy": True, "strict": False, "torch": True, "jax": True, "dask": True, "cupy": True},
@@ -33,8 +38,37 @@ FEATURES: dict[str, dict[str, bool]] = {
     "silent": {"numpy": True, "strict": False, "torch": True, "jax": True, "dask": True, "cupy": True},
     "devices": {"numpy": False, "strict": True, "torch": True, "jax": False, "dask": False, "cupy": False},
     "eager": {"numpy": True, "strict": True, "torch": True, "jax": True, "dask": False, "cupy": True},
+    "float64": {"numpy": True, "strict": True, "torch": True, "jax": True, "dask": True, "cupy": True},
+    "large": {"numpy": True, "strict": True, "torch": True, "jax": True, "dask": True, "cupy": True},
+    "scalars": {"numpy": True, "strict": True, "torch": True, "jax": True, "dask": True, "cupy": True},
     "own autodiff": {"numpy": False, "strict": False, "torch": True, "jax": True, "dask": False, "cupy": False},
 }  # fmt: skip
+
+ARRAYS = ("test_values", "test_gradients", "test_mutants", "test_properties")
+CALLS = ("test_values", "test_mutants")
+FEW = ("test_modes",)
+
+#      name: (modules of tests that run in it, features that it lacks beside those of its library)
+MODES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "numpy:plain": (ARRAYS, ("reads labels", "large", "scalars")),
+    "numpy:blocks": (ARRAYS, ("large",)),
+    "numpy:readonly": (ARRAYS, ()),
+    "numpy:strided": (ARRAYS, ()),
+    "numpy:subclass": (ARRAYS, ()),
+    "numpy:memmap": (ARRAYS, ()),
+    "numpy:jit": (CALLS, ()),
+    "strict:strictest": (ARRAYS, ("large",)),
+    "strict:device1": (ARRAYS, ("large",)),
+    "strict:no_float64": (FEW, ("float64",)),
+    "torch:plain": (ARRAYS, ()),
+    "torch:float64": (ARRAYS, ()),
+    "torch:vmap": (CALLS, ("reads labels", "large")),
+    "torch:compile": (FEW, ("reads labels",)),
+    "jax:jit": (FEW, ("reads labels",)),
+    "jax:vmap": (FEW, ("reads labels",)),
+    "jax:x32": (FEW, ("float64",)),
+    "dask:mismatched": (ARRAYS, ("large",)),
+}
 
 _MODULES = {
     "numpy": "numpy",
@@ -54,8 +88,23 @@ class Backend:
 
     @property
     def library(self) -> str:
-        """The name of the row in the registry, without the device."""
+        """The name of the row in the registry, without device and mode."""
         return self.name.partition(":")[0]
+
+    @cached_property
+    def mode(self) -> modes.Mode:
+        """How arrays lie and calls run."""
+        return modes.MODES.get(self.name, modes.Mode())
+
+    def around(self) -> AbstractContextManager[Any]:
+        """Return what a test runs within."""
+        return self.mode.around()
+
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a loss in this mode. Dask must not compute anything meanwhile."""
+        meanwhile = modes.refusing() if self.library == "dask" else nullcontext()
+        with meanwhile:
+            return self.mode.wrap(function)(*args, **kwargs)
 
     @cached_property
     def np(self) -> Any:
@@ -79,20 +128,24 @@ class Backend:
     def xp(self) -> Any:
         """The standard namespace, as array-api-compat gives it."""
         compat = importlib.import_module("array_api_compat")
-        return compat.array_namespace(self.asarray([1.0]))
+        return compat.array_namespace(self.asarray([1.0], "float32"))
 
     def has(self, feature: str) -> bool:
         """Whether the matrix says that this library has a feature."""
         on_gpu = self.name.endswith(":cuda")
-        return FEATURES[feature][self.library] and not (on_gpu and feature == "reads labels")
+        lacks = ("reads labels",) if on_gpu else MODES.get(self.name, ((), ()))[1]
+        return FEATURES[feature][self.library] and feature not in lacks
 
     def require(self, feature: str) -> None:
         """Skip the test if this backend lacks a feature."""
         if not self.has(feature):
-            pytest.skip(f"by the matrix: {self.library} has no {feature}")
+            pytest.skip(f"by the matrix: {self.name} has no {feature}")
 
     def asarray(self, values: Any, dtype: str = "float64") -> Any:
         """Make an array of (nested) Python numbers, each of which `dtype` holds exactly."""
+        return self.mode.lay(self._asarray(values, dtype))
+
+    def _asarray(self, values: Any, dtype: str) -> Any:
         np, module = self.np, self.module
         if self.library == "torch":
             return module.asarray(
@@ -119,6 +172,8 @@ class Backend:
             array = array.float() if array.dtype == self.module.bfloat16 else array
         if self.library == "cupy":
             array = array.get()
+        if self.library == "strict":
+            array = array.to_device(self.module.Device("CPU_DEVICE"))
         array = self.np.asarray(array)
         return array.astype("float32") if str(array.dtype) == "bfloat16" else array
 
@@ -127,9 +182,14 @@ class Backend:
         return list(self.tonumpy(array).reshape(-1).tolist())
 
 
+def with_modes(name: str) -> list[str]:
+    """Return the name of a row and those of its modes."""
+    return [name, *(mode for mode in MODES if mode.startswith(f"{name}:"))]
+
+
 def get(name: str) -> Backend:
     """Return a row by its name."""
-    if name not in NAMES + MORE_NAMES:
-        msg = f"--backend {name}: the registry has {', '.join(NAMES + MORE_NAMES)}"
+    if name not in (*NAMES, *MORE_NAMES, *MODES):
+        msg = f"--backend {name}: the registry has {', '.join((*NAMES, *MORE_NAMES, *MODES))}"
         raise pytest.UsageError(msg)
     return Backend(name)

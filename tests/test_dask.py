@@ -54,3 +54,16 @@ def test_a_forgotten_chunk_is_noticed(backend: Backend, monkeypatch: pytest.Monk
     with pytest.raises(AssertionError):
         for case in fixed_cases():
             check_value(backend, case)
+
+
+def test_a_wrong_label_in_a_large_chunk(backend: Backend) -> None:
+    """Where an engine cuts the chunk into blocks: NaN, in the sum and in its own place alone."""
+    da = backend.module
+    x = da.ones(2**18 + 1, chunks=-1)
+    y = backend.np.ones(2**18 + 1)
+    y[-1] = 0
+    y = da.from_array(y, chunks=-1)
+    assert backend.np.isnan(backend.tolist(loss(x, y))[0])
+    assert backend.np.isnan(backend.tonumpy(loss(x, y, reduction="none"))).sum() == 1
+    _, gradient = xpl.value_and_grad(loss)(x, y, reduction="sum")
+    assert backend.np.isnan(backend.tonumpy(gradient)).sum() == 1

@@ -187,12 +187,60 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
         ValueError,
         "`reduction` is 'avg'; it must be 'none', 'sum' or 'mean'.",
     ),
+    "object input": (
+        _call(input=lambda b: b.np.asarray([1.0, None], dtype=object)),
+        TypeError,
+        "`input` has dtype object; it must be real floating.",
+    ),
+    "string label": (
+        _call(
+            input=lambda b: b.np.ones(2, "float32"), label=lambda b: b.np.asarray(["same", "other"])
+        ),
+        TypeError,
+        "`label` has dtype str160;" + LABELS,
+    ),
+    "margin is a list": (
+        _call(margin=lambda b: [1.0] * 4),
+        TypeError,
+        "`margin` is a list; a finite real number or an array of the dtype of the input is needed.",
+    ),
+    "margin is complex": (
+        _call(margin=lambda b: 1j),
+        TypeError,
+        "`margin` is a complex; a finite real number or an array of the dtype of the input is"
+        " needed.",
+    ),
+    "int margin array": (
+        _call(margin=_of([1] * 4, "int64")),
+        TypeError,
+        "`margin` has dtype int64 but `input` has dtype float32; it must have the same. Convert"
+        " it, e.g. `margin = xp.astype(margin, input.dtype)`.",
+    ),
+    "weight is a number": (
+        _call(weight=lambda b: 2.0),
+        TypeError,
+        "`weight` is a float, not an array. Make it one of the library you work in, e.g."
+        " `weight = xp.asarray(weight)`.",
+    ),
+    "weight has too many axes": (
+        _call(weight=_of([[1.0] * 4] * 2, "float32")),
+        ValueError,
+        "`weight` has shape (2, 4), which does not broadcast to the shape (4,) of `input`.",
+    ),
+    "reduction is in capitals": (
+        _call(reduction=lambda b: "Mean"),
+        ValueError,
+        "`reduction` is 'Mean'; it must be 'none', 'sum' or 'mean'.",
+    ),
     "reduction is None": (
         _call(reduction=lambda b: None),
         TypeError,
         "`reduction` is a NoneType; it must be 'none', 'sum' or 'mean'.",
     ),
 }
+OF_NUMPY = ("object input", "string label")
+"""No other library has such arrays."""
+
 WRONG_LABELS: dict[str, tuple[Make, str]] = {
     "zeros": (
         _call(label=_of([1, 0, 0, 1], "int8")),
@@ -240,11 +288,30 @@ def _check(call: Callable[..., Any], arguments: dict[str, Any], text: str, kind:
 @pytest.mark.parametrize("row", BAD)
 def test_bad_input(backend: Backend, row: str) -> None:
     make, kind, text = BAD[row]
+    if row in OF_NUMPY and backend.library != "numpy":
+        return
     arguments = make(backend)
     _check(loss, arguments, NAME + text, kind)
     _check(xpl.value_and_grad(loss), arguments, NAME + text, kind)
     _check(loss, {**arguments, "name": "pairs"}, "pairs: " + text, kind)
     assert backend.tolist(loss(_x(backend), _y(backend))) == [0.75]
+
+
+def test_unknown_keywords(backend: Backend) -> None:
+    """`target` and what else people bring along from PyTorch."""
+    x, y = _x(backend), _y(backend)
+    known = "the arguments are input, label, margin, reduction, name, weight."
+    target = NAME + "there is no argument `target`; " + known
+    target += " What is `target` in PyTorch is `label` here."
+    for call in (loss, xpl.value_and_grad(loss), xpl.jit(loss)):
+        _check(call, {"input": x, "target": y}, target, TypeError)
+    text = NAME + "there is no argument `size_average`; " + known
+    _check(loss, {"input": x, "label": y, "size_average": True}, text, TypeError)
+    text = "HingeEmbeddingLoss: there is no argument `target`; the arguments are input, label,"
+    text += " weight. What is `target` in PyTorch is `label` here."
+    _check(xpl.HingeEmbeddingLoss(), {"input": x, "target": y}, text, TypeError)
+    with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'label'"):
+        loss(x)
 
 
 @pytest.mark.parametrize("row", WRONG_LABELS)

@@ -18,15 +18,18 @@ GOOD = module.HINGE_EMBEDDING
 Kernel = Callable[..., Any]
 
 VALUES: dict[str, Kernel] = {
-    "labels swapped": lambda xp, x, y, m: GOOD.value(xp, x, -y, m),
+    # Written out, so that every mode can trace or compile them.
+    "labels swapped": lambda xp, x, y, m: select(xp, -y, x, xp.maximum(m - x, y - y)),
     "hinge forgotten": lambda xp, x, y, m: select(xp, y, x, m - x),
-    "margin ignored": lambda xp, x, y, m: GOOD.value(xp, x, y, m - m + 1),
-    "margin negated": lambda xp, x, y, m: GOOD.value(xp, x, y, -m),
+    "margin ignored": lambda xp, x, y, m: select(xp, y, x, xp.maximum(1 - x, y - y)),
+    "margin negated": lambda xp, x, y, m: select(xp, y, x, xp.maximum(-m - x, y - y)),
     "hinge on similar pairs too": lambda xp, x, y, m: select(
         xp, y, xp.maximum(x, y - y), xp.maximum(m - x, y - y)
     ),
-    "squared": lambda xp, x, y, m: GOOD.value(xp, x, y, m) ** 2,
-    "off by one part in ten thousand": lambda xp, x, y, m: GOOD.value(xp, x, y, m) * 1.0001,
+    "squared": lambda xp, x, y, m: select(xp, y, x, xp.maximum(m - x, y - y)) ** 2,
+    "off by one part in ten thousand": lambda xp, x, y, m: (
+        select(xp, y, x, xp.maximum(m - x, y - y)) * 1.0001
+    ),
 }
 
 

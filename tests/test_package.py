@@ -7,11 +7,13 @@ import inspect
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from typing import Any
 
+import modes
 import pytest
-from backends import FEATURES, NAMES, Backend
+from backends import FEATURES, MODES, NAMES, Backend
 
 import array_api_losses as xpl
 
@@ -142,6 +144,54 @@ def test_dask_computes_nothing_inside_of_a_call(backend: Backend) -> None:
     assert many <= 2 * few
 
 
+def test_many_threads_share_an_instance(backend: Backend) -> None:
+    instance = xpl.HingeEmbeddingLoss(reduction="sum")
+    y = backend.asarray([1, -1], "int8")
+
+    def run(k: int) -> list[float]:
+        x = backend.asarray([float(k), 0.5])
+        value, gradient = xpl.value_and_grad(instance)(x, y)
+        return backend.tolist(value) + backend.tolist(gradient)
+
+    with ThreadPoolExecutor(8) as pool:
+        for k, found in enumerate(pool.map(run, range(64))):
+            assert found == [k + 0.5, 1, -1]
+
+
+def test_the_check_of_what_is_here(backend: Backend, capsys: pytest.CaptureFixture[str]) -> None:
+    from array_api_losses import __main__ as check
+
+    assert check.main() == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith(f"array-api-losses {xpl.__version__}, array-api-compat ")
+    mine = [line for line in lines[1:] if line.startswith(backend.module.__name__.split(".")[0])]
+    assert mine
+    assert all(line.endswith(" ok") for line in mine)
+
+
+def test_the_check_notices(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from array_api_losses import __main__ as check
+    from array_api_losses.losses import hinge_embedding
+
+    good = hinge_embedding.HINGE_EMBEDDING
+    broken = dataclasses.replace(
+        good,
+        value=lambda xp, x, y, m: good.value(xp, x, -y, m),
+        slopes=lambda xp, wanted, x, y, m: good.slopes(xp, wanted, x, -y, m),
+    )
+    monkeypatch.setattr(hinge_embedding, "HINGE_EMBEDDING", broken)
+    monkeypatch.setattr(check, "MANY", 1)
+    name = backend.module.__name__.split(".")[0]
+    monkeypatch.setattr(check, "LIBRARIES", {name: check.LIBRARIES[name], "missing": "no_such"})
+    assert check.main() == 1
+    out = capsys.readouterr().out
+    assert "WRONG: losses of 6 in float32, sum of 6 in float32, mean of 6 in float32, sum" in out
+    assert "missing           not installed" in out
+
+
 def test_the_matrix_is_complete() -> None:
     for row in FEATURES.values():
         assert tuple(row) == NAMES
+    assert tuple(MODES) == tuple(modes.MODES)

@@ -3,6 +3,7 @@
 Everything is checked here before anything is computed, and nothing is moved, cast or written to.
 """
 
+import inspect
 import math
 import struct
 from numbers import Real
@@ -112,6 +113,21 @@ def _checked(call: "Call") -> tuple["Plain", "Call"]:
     if compiled:
         engine = engine.compiled()
     return engine, call.with_arguments((*checked, weight))
+
+
+def explained(bind: Any, keywords: dict[str, Any], error: TypeError) -> TypeError:
+    """Say more than Python does of a keyword that there is not."""
+    known = [name for name in inspect.signature(bind).parameters if name != "self"]
+    for keyword in keywords:
+        if keyword not in known:
+            msg = (
+                f"{bind.__qualname__.removesuffix('.__call__')}: there is no argument `{keyword}`;"
+                f" the arguments are {', '.join(known)}."
+            )
+            if keyword == "target" and "label" in known:
+                msg += " What is `target` in PyTorch is `label` here."
+            return TypeError(msg)
+    return error
 
 
 def check_reduction(name: str, reduction: object) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property, wraps
 from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
-from array_api_losses._arrays import agree, check_number, check_reduction
+from array_api_losses._arrays import agree, check_number, check_reduction, explained
 from array_api_losses._primitives import total
 
 Array: TypeAlias = Any
@@ -93,11 +93,22 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
 
     @wraps(bind)
     def loss(*args: P.args, **kwargs: P.kwargs) -> Array:
-        engine, call = agree(bind(*args, **kwargs))
+        try:
+            call = bind(*args, **kwargs)
+        except TypeError as error:
+            raise explained(bind, kwargs, error) from None
+        engine, call = agree(call)
         return engine.value(call)
 
+    @wraps(bind)
+    def bound(*args: P.args, **kwargs: P.kwargs) -> Call:
+        try:
+            return bind(*args, **kwargs)
+        except TypeError as error:
+            raise explained(bind, kwargs, error) from None
+
     loss.__annotations__["return"] = Array
-    loss.__dict__["bind"] = bind
+    loss.__dict__["bind"] = bound
     return loss
 
 

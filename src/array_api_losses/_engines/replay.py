@@ -129,7 +129,9 @@ class Replay:
         self, into: Callable[..., Any], function: Callable[..., Any], inputs: tuple[Any, ...]
     ) -> _StandIn:
         """Note a step, and stand in for the output."""
-        like = next(i.dtype for i in inputs if isinstance(i, _StandIn))
+        # A number has the dtype of what it meets, and not that of the condition of a `where`.
+        kinds = [i.dtype for i in inputs if isinstance(i, _StandIn)]
+        like = next((kind for kind in kinds if kind.kind != "b"), kinds[0])
         sources = [
             i if isinstance(i, _StandIn) else self._constant(i, getattr(i, "dtype", like))
             for i in inputs
