@@ -290,10 +290,13 @@ def test_bad_input(backend: Backend, row: str) -> None:
     make, kind, text = BAD[row]
     if row in OF_NUMPY and backend.library != "numpy":
         return
-    arguments = make(backend)
+    arguments, before = make(backend), make(backend)
     _check(loss, arguments, NAME + text, kind)
     _check(xpl.value_and_grad(loss), arguments, NAME + text, kind)
     _check(loss, {**arguments, "name": "pairs"}, "pairs: " + text, kind)
+    for name, argument in arguments.items():
+        if hasattr(argument, "dtype"):
+            assert str(argument) == str(before[name])
     assert backend.tolist(loss(_x(backend), _y(backend))) == [0.75]
 
 

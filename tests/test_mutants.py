@@ -67,7 +67,7 @@ SLOPES: dict[str, tuple[str, Kernel]] = {
 }
 
 
-def _is_rejected(check: Callable[[], None]) -> None:
+def is_rejected(check: Callable[[], None]) -> None:
     check_failed = False
     try:
         check()
@@ -93,7 +93,7 @@ def test_mistakes_in_the_value(
 ) -> None:
     broken = replace(GOOD, value=VALUES[mistake])
     monkeypatch.setattr(module, "HINGE_EMBEDDING", broken)
-    _is_rejected(lambda: _values(backend))
+    is_rejected(lambda: _values(backend))
 
 
 @pytest.mark.parametrize("mistake", SLOPES)
@@ -106,7 +106,7 @@ def test_mistakes_in_a_slope(
     argument, slopes = SLOPES[mistake]
     monkeypatch.setattr(module, "HINGE_EMBEDDING", replace(GOOD, slopes=slopes))
     names = routes.names(backend.library, reverse=True)
-    _is_rejected(lambda: _gradients(backend, argument, names[2 if own else 1]))
+    is_rejected(lambda: _gradients(backend, argument, names[2 if own else 1]))
 
 
 def _count_all(xp: Any, call: Any, dtype: Any) -> Any:
@@ -123,8 +123,8 @@ def test_a_wrong_denominator(
 ) -> None:
     monkeypatch.setattr(_loss, "weight_sum", wrong)
     monkeypatch.setattr(module, "HINGE_EMBEDDING", replace(GOOD, name=wrong.__name__))
-    _is_rejected(lambda: _values(backend))
-    _is_rejected(lambda: _gradients(backend, "input", "vjp"))
+    is_rejected(lambda: _values(backend))
+    is_rejected(lambda: _gradients(backend, "input", "vjp"))
 
 
 @pytest.mark.parametrize("argument", ["input", "margin", "weight"])
@@ -134,15 +134,15 @@ def test_a_forgotten_weight(
     monkeypatch.setattr(_loss, "weighed", lambda xp, weight, values: values)
     monkeypatch.setattr(_loss, "slope_in_weight", lambda xp, w, losses, mean: losses)
     monkeypatch.setattr(module, "HINGE_EMBEDDING", replace(GOOD, name="forgotten weight"))
-    _is_rejected(lambda: _values(backend))
-    _is_rejected(lambda: _gradients(backend, argument, "vjp"))
+    is_rejected(lambda: _values(backend))
+    is_rejected(lambda: _gradients(backend, argument, "vjp"))
 
 
 def test_a_forgotten_cotangent(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     seed_of = _loss.seed_of
     monkeypatch.setattr(_loss, "seed_of", lambda xp, call, _, w: seed_of(xp, call, None, w))
     monkeypatch.setattr(module, "HINGE_EMBEDDING", replace(GOOD, name="forgotten cotangent"))
-    _is_rejected(lambda: _gradients(backend, "input", "vjp"))
+    is_rejected(lambda: _gradients(backend, "input", "vjp"))
 
 
 def test_the_good_kernels_pass(backend: Backend) -> None:

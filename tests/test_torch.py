@@ -1,6 +1,7 @@
 """What PyTorch alone has: double backward, gradcheck, compiling, parameters."""
 
 import itertools
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -141,10 +142,21 @@ def test_a_gradient_of_value_and_grad(backend: Backend) -> None:
 
 
 def test_fake_and_meta_tensors_have_shapes_only(backend: Backend) -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     torch = backend.module
-    x = torch.empty(3, device="meta")
-    assert loss(x, x).shape == ()
-    assert loss(x, x, reduction="none").device.type == "meta"
+    with FakeTensorMode():
+        fake = torch.empty(3)
+    for x, context in [(torch.empty(3, device="meta"), nullcontext()), (fake, fake.fake_mode)]:
+        with context:
+            assert type(loss(x, x)) is type(x)
+            assert loss(x, x).shape == ()
+            value, gradient = xpl.value_and_grad(loss)(x, x, reduction="none")
+            assert value.shape == gradient.shape == (3,)
+            assert value.device == x.device
+            x.requires_grad_()
+            loss(x, x.detach()).backward()
+            assert x.grad.shape == (3,)
 
 
 def test_saved_tensors_are_the_arguments(backend: Backend, arguments: dict[str, Any]) -> None:

@@ -118,8 +118,13 @@ SPECIAL = [
 OVERFLOW = [(-BIG, -1, BIG, INF), (BIG, -1, -BIG, 0)]
 
 
-@pytest.mark.parametrize("dtype", ["int8", "int16", "int32", "int64", "float32", "float64"])
+LABEL_DTYPES = ["int8", "int16", "int32", "int64", "float16", "float32", "float64"]
+
+
+@pytest.mark.parametrize("dtype", LABEL_DTYPES)
 def test_special_values(backend: Backend, dtype: str) -> None:
+    if dtype == "float16":
+        backend.require("float16")
     np = backend.np
     rows = [*SPECIAL, *OVERFLOW] if backend.has("silent") else SPECIAL
     columns = np.asarray(rows, "float64").T
