@@ -14,7 +14,7 @@ and a zero weight leaves the element out: there, 0 times anything is 0, also NaN
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, wraps
+from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
 from array_api_losses._arrays import agree, check_number, check_reduction, explained
@@ -41,7 +41,7 @@ class Loss:
     label: str
     parameters: tuple[str, ...]
 
-    @cached_property
+    @property  # and not cached: on Python 3.11 that takes a lock, at which `torch.compile` stops
     def operands(self) -> tuple[str, ...]:
         """The names of the operands, in the order of the formula."""
         return (*self.inputs, self.label, *self.parameters)
