@@ -1,6 +1,8 @@
 """What PyTorch alone has: double backward, gradcheck, compiling, parameters."""
 
 import itertools
+import subprocess
+import sys
 from contextlib import nullcontext
 from typing import Any
 
@@ -83,6 +85,22 @@ def test_one_compiled_function_takes_many_margins(backend: Backend) -> None:
         loss(plain, y, margin).backward()
         torch.testing.assert_close(value, loss(plain, y, margin), rtol=1e-6, atol=0)
         assert x.grad.tolist() == plain.grad.tolist()
+
+
+def test_the_first_call_is_a_compiled_one() -> None:
+    """When no engine has been imported yet, and another library has been used."""
+    code = """
+import sys
+import numpy as np
+import torch
+import array_api_losses as xpl
+x = np.asarray([1.0, 2.0])
+assert xpl.hinge_embedding_loss(x, np.sign(x)) == 1.5
+assert "array_api_losses._engines.torch" not in sys.modules
+loss = torch.compile(xpl.hinge_embedding_loss, fullgraph=True, backend="aot_eager")
+assert loss(torch.tensor([1.0, 2.0]), torch.tensor([1, -1])) == 0.5
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])

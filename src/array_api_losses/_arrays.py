@@ -9,7 +9,7 @@ import struct
 from numbers import Real
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from array_api_losses._engines import BY_TYPE, engine_of
+from array_api_losses._engines import engine_of
 
 if TYPE_CHECKING:
     from array_api_losses._engines.plain import Plain
@@ -48,7 +48,7 @@ def agree(call: "Call") -> tuple["Plain", "Call"]:
     is looked up from then on, since the checks take as long as the arithmetic of a small call.
     """
     loss, operands, weight, reduction, _, _, compiled = call
-    engine = BY_TYPE.get(type(operands[0]))
+    engine = engine_of(operands[0])
     if engine is None or weight is not None or type(reduction) is not str:
         return _checked(call)
     count = len(loss.inputs) + 1

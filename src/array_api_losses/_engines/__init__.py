@@ -18,16 +18,22 @@ _BY_NAMESPACE: dict[str, "Plain"] = {}
 
 def engine_of(array: Any) -> Optional["Plain"]:
     """Return the engine for an array, or None for what is no array."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.compiler.is_compiling():
+        # TorchDynamo can neither watch a table of types nor read what array-api-compat does below.
+        return _of_torch() if isinstance(array, torch.Tensor) else None
     return BY_TYPE.get(type(array)) or _found(array)
 
 
-def _found(array: Any) -> Optional["Plain"]:
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(array, torch.Tensor):
-        # TorchDynamo, which may come here first, cannot read what array-api-compat does below.
-        from array_api_losses._engines.torch import ENGINE
+def _of_torch() -> "Plain":
+    from array_api_losses._engines.torch import ENGINE
 
-        return ENGINE
+    return ENGINE
+
+
+def _found(array: Any) -> Optional["Plain"]:
+    if compat.is_torch_array(array):
+        return _of_torch()  # a subclass too, but without an entry of its own
     if not compat.is_array_api_obj(array) or type(array).__name__ == "MaskedArray":
         return None  # a mask would be lost on the way; `weight` is the mask of a loss
     engine = _engine_for(array)
