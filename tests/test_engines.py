@@ -192,3 +192,13 @@ def test_errors_of_other_threads(backend: Backend, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match=r"first is 0.0 at index \(1048575,\)"):
         loss(x, y)
     assert loss(x, np.abs(x)) == 1
+
+
+def test_numbers_kept_as_arrays_are_few(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    from array_api_losses._engines import replay
+
+    monkeypatch.setattr(replay, "MOST_FREE", 1)
+    for dtype in ("float32", "float64", "float32"):
+        x = backend.np.ones(5000, dtype)
+        assert loss(x, x) == 1
+        assert len(replay._FULL) == 1

@@ -134,10 +134,7 @@ def _concrete(call: Call) -> bool:
 def _readable(array: Array) -> bool:
     if isinstance(array, jax.core.Tracer):
         return False
-    for device in array.devices():
-        if device.platform != "cpu":
-            return False
-    return True
+    return {device.platform for device in array.devices()} == {"cpu"}
 
 
 ENGINE = JAX(jnp)

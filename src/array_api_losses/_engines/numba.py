@@ -142,8 +142,10 @@ class Numba(NumPy):
 
 def _fits(call: Call) -> bool:
     operands = call.operands
+    label = operands[call.position_of_label].dtype
     return (
         call.weight is None
+        and (label.kind == "i" or label in DTYPES)
         and len(operands) == len(LAYOUT)
         and not isinstance(operands[-1], np.ndarray)
         and operands[0].dtype in DTYPES

@@ -6,9 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
+
+# Not every system knows these.
+_PIN: Any = getattr(os, "sched_setaffinity", lambda *_: None)
+_ALLOWED: Any = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
 
 MOST = 4
 """More would wait for the memory, and each holds scratch of its own."""
@@ -29,8 +33,7 @@ class _Pool:
             threading.Thread(target=self._serve, args=(processor,), daemon=True).start()
 
     def _serve(self, processors: set[int]) -> None:
-        if hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, processors)
+        _PIN(0, processors)
         while True:
             self._tasks.get()()
 
@@ -62,9 +65,7 @@ _POOLS: dict[tuple[int, frozenset[int]], _Pool] = {}
 
 
 def _processors() -> frozenset[int]:
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
+    return frozenset(_ALLOWED(0))
 
 
 def allowed() -> int:
