@@ -87,8 +87,9 @@ def test_one_compiled_function_takes_many_margins(backend: Backend) -> None:
         assert x.grad.tolist() == plain.grad.tolist()
 
 
-def test_the_first_call_is_a_compiled_one() -> None:
+def test_the_first_call_is_a_compiled_one(backend: Backend) -> None:
     """When no engine has been imported yet, and another library has been used."""
+    assert backend.module
     code = """
 import sys
 import numpy as np
