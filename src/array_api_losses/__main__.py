@@ -54,16 +54,18 @@ def failures(xp: Any, device: Any, dtype: Any, repeats: int) -> Iterator[str]:
     x, y, losses, slopes = (xp.reshape(xp.broadcast_to(c, shape), (-1,)) for c in columns)
     total = sum(pair[2] for pair in PAIRS) * repeats
 
-    def differs(actual: Any, expected: Any, what: str) -> Iterator[str]:
-        if actual.dtype != dtype or not bool(xp.all(actual == expected)):
+    def unless(good: Any, what: str) -> Iterator[str]:
+        if not good:
             yield what
+
+    def differs(actual: Any, expected: Any, what: str) -> Iterator[str]:
+        return unless(actual.dtype == dtype and bool(xp.all(actual == expected)), what)
 
     loss = xpl.hinge_embedding_loss
     yield from differs(loss(x, y, reduction="none"), losses, "losses")
     yield from differs(loss(x, y, reduction="sum"), total, "sum")
     mean = float(loss(x, y)) * len(PAIRS) * repeats / total
-    if abs(mean - 1) > TOLERANCE:
-        yield "mean"
+    yield from unless(abs(mean - 1) <= TOLERANCE, "mean")
     value, gradient = xpl.value_and_grad(loss)(x, y, reduction="sum")
     yield from differs(value, total, "sum beside the gradient")
     yield from differs(gradient, slopes, "gradient")
@@ -71,8 +73,7 @@ def failures(xp: Any, device: Any, dtype: Any, repeats: int) -> Iterator[str]:
         noticed = bool(xp.isnan(loss(x, 0 * y)))
     except ValueError:
         noticed = True
-    if not noticed:
-        yield "wrong labels"
+    yield from unless(noticed, "wrong labels")
 
 
 def check(name: str, module: Any) -> bool:
