@@ -100,9 +100,10 @@ def summed_to(
 
 
 def partners(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Shapes that broadcast to `shape`: its own, a scalar, its last axis, its first axis."""
+    """Shapes that broadcast to `shape`: its own, a scalar, its last axis, its first, all others."""
     column = (*shape[:1], *(1 for _ in shape[1:]))
-    return list(dict.fromkeys([shape, (), shape[-1:], column]))
+    others = (*(1 for _ in shape[:1]), *shape[1:])
+    return list(dict.fromkeys([shape, (), shape[-1:], column, others]))
 
 
 @st.composite

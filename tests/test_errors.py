@@ -120,6 +120,15 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
         "`input` has shape (4,) but `label` has shape (2, 4). Broadcasting would compare 8 pairs,"
         " not 4. They must be the same.",
     ),
+    "labels of the last axis": (
+        lambda b: {
+            "input": b.asarray([[1.0] * 4] * 2, "float32"),
+            "label": b.asarray([1.0] * 4, "float32"),
+        },
+        ValueError,
+        "`input` has shape (2, 4) but `label` has shape (4,). Broadcasting would compare 8 pairs,"
+        " not 8. If that is meant, say so: `label = xp.broadcast_to(label, input.shape)`.",
+    ),
     "margin is a string": (
         _call(margin=lambda b: "1"),
         TypeError,
@@ -262,6 +271,20 @@ WRONG_LABELS: dict[str, tuple[Make, str]] = {
             "label": b.asarray([[1, 1, -1], [1, 2, 127]], "int8"),
         },
         "`label` has 2 elements that are neither 1 nor -1; the first is 2 at index (1, 1).",
+    ),
+    "in three dimensions": (
+        lambda b: {
+            "input": b.asarray([[[1.0, 2.0, 3.0]] * 2] * 2),
+            "label": b.asarray([[[1, 1, -1], [1, -1, 1]], [[1, 1, 1], [1, 3, 1]]], "int8"),
+        },
+        "`label` has 1 element that is neither 1 nor -1; the first is 3 at index (1, 1, 1).",
+    ),
+    "at the edge of three dimensions": (
+        lambda b: {
+            "input": b.asarray([[[1.0, 2.0, 3.0]] * 2] * 2),
+            "label": b.asarray([[[1, 1, -1], [1, -1, 7]], [[1, 1, 1], [1, 3, 1]]], "int8"),
+        },
+        "`label` has 2 elements that are neither 1 nor -1; the first is 7 at index (0, 1, 2).",
     ),
     "in no dimension": (
         lambda b: {"input": b.asarray(1.0), "label": b.asarray(-2, "int64")},
@@ -445,14 +468,24 @@ def test_a_reduction_that_is_an_array(backend: Backend) -> None:
 def test_a_cotangent_must_fit(backend: Backend) -> None:
     x, y = _x(backend), _y(backend)
     _, pullback = xpl.vjp(loss, x, y, reduction="none")
-    with pytest.raises(
-        ValueError, match=r"`cotangent` has shape \(\), but the value has shape \(4,\)"
-    ):
-        pullback(backend.asarray(1.0, "float32"))
-    with pytest.raises(TypeError, match="`cotangent` has dtype float64 but `value` has"):
-        pullback(backend.asarray([1.0] * 4))
-    with pytest.raises(TypeError, match="`cotangent` is a float, not an array"):
-        pullback(1.0)
+    ours = {"strict": "array_api_strict"}.get(backend.library, backend.library)
+    rows: list[tuple[Any, type[Exception], str]] = [
+        (backend.asarray(1.0, "float32"), ValueError,
+         "`cotangent` has shape (), but the value has shape (4,); they must be the same."),
+        (backend.asarray([1.0] * 4), TypeError,
+         "`cotangent` has dtype float64 but `value` has dtype float32; it must have the same."
+         " Convert it, e.g. `cotangent = xp.astype(cotangent, value.dtype)`."),
+        (1.0, TypeError,
+         "`cotangent` is a float, not an array. Make it one of the library you work in, e.g."
+         " `cotangent = xp.asarray(cotangent)`."),
+    ]  # fmt: skip
+    if backend.library != "numpy":
+        rows.append((backend.np.ones(4, "float32"), TypeError,
+         f"`value` is a {ours} array but `cotangent` is a numpy array. Nothing is moved between"
+         " libraries; convert one, e.g. `cotangent = xp.asarray(cotangent)` with the xp of"
+         " `value`."))  # fmt: skip
+    for cotangent, kind, text in rows:
+        _check(pullback, {"cotangent": cotangent}, "pullback: " + text, kind)
 
 
 def test_instances_check_their_parameters() -> None:
