@@ -229,6 +229,16 @@ def test_a_zero_weight_leaves_the_element_out(backend: Backend, kind: str) -> No
     assert backend.tolist(backend.call(loss, x, y, margin, "none", weight=w)) == [2, 0, 0, 0, 0, 1]
 
 
+def test_a_weight_forgives_nothing_that_counts(backend: Backend) -> None:
+    """NaN and infinity stay what they are where the weight is not zero."""
+    x = backend.asarray([NAN, INF, 2.0, -INF])
+    y, w = backend.asarray([1, 1, 1, 1], "int8"), backend.asarray([2.0, 2.0, 2.0, 0.0])
+    each = backend.tonumpy(backend.call(loss, x, y, weight=w, reduction="none"))
+    backend.np.testing.assert_array_equal(each, [NAN, INF, 4, 0])
+    assert math.isnan(backend.tolist(backend.call(loss, x, y, weight=w))[0])
+    assert backend.tolist(backend.call(loss, x[1:], y[1:], weight=w[1:])) == [INF]
+
+
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [1.0, -1.0]])
 def test_weights_that_sum_to_zero_have_no_mean(backend: Backend, weights: list[float]) -> None:
     x, y = backend.asarray([1.0, 2.0]), backend.asarray([1, 1], "int8")
