@@ -53,6 +53,10 @@ def test_inputs_agree(backend: Backend) -> None:
     )
     with pytest.raises(ValueError, match=r"^toy_loss: `input` has shape \(2,\) but `other` has"):
         toy_loss(x, x[:1], y)
+    with pytest.raises(ValueError, match=r"^toy_loss: `input` has shape \(2,\) but `label` has"):
+        toy_loss(x, x, y[:1])
+    with pytest.raises(TypeError, match=r"^toy_loss: `label` has dtype uint8; it must hold"):
+        toy_loss(x, x, backend.asarray([1, 0], "uint8"))
 
 
 @pytest.mark.library("torch", "jax")

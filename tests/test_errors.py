@@ -236,6 +236,11 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
         ValueError,
         "`weight` has shape (2, 4), which does not broadcast to the shape (4,) of `input`.",
     ),
+    "reduction is a number": (
+        _call(reduction=lambda b: 1),
+        TypeError,
+        "`reduction` is a int; it must be 'none', 'sum' or 'mean'.",
+    ),
     "reduction is in capitals": (
         _call(reduction=lambda b: "Mean"),
         ValueError,

@@ -161,7 +161,7 @@ def test_label_dtypes(backend: Backend, dtype: str) -> None:
 def test_the_margin_is_rounded_to_the_dtype(backend: Backend) -> None:
     x, y = backend.asarray([0.0], "float32"), backend.asarray([-1], "int8")
     third = float(backend.np.float32(1 / 3))
-    for margin in (1 / 3, backend.np.float64(1 / 3), backend.np.float32(1 / 3)):
+    for margin in (1 / 3, 1 / 3, backend.np.float64(1 / 3), backend.np.float32(1 / 3)):
         assert backend.tolist(backend.call(loss, x, y, margin)) == [third]
     at_margin = backend.asarray([third], "float32")
     assert backend.tolist(backend.call(loss, at_margin, y, 1 / 3)) == [0]
