@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import array_api_compat.numpy as xp
 import numba
 import numpy as np
 from numba.extending import overload, register_jitable
@@ -135,7 +136,7 @@ class Numba(NumPy):
             value = (
                 terms
                 if losses == "fill"
-                else _loss.finished(np, np.float64(total), weights, x.dtype)
+                else _loss.finished(xp, np.float64(total), weights, x.dtype)
             )
         return value, (slope if any(wanted) else None, *[None] * len(wanted))
 
@@ -153,4 +154,4 @@ def _fits(call: Call) -> bool:
     )
 
 
-ENGINE = Numba(np)
+ENGINE = Numba(xp)
