@@ -4,8 +4,9 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import array_api_compat as compat
@@ -23,11 +24,11 @@ SMALLEST = {"float16": -14, "bfloat16": -126, "float32": -126, "float64": -1022}
 
 @dataclass(frozen=True)
 class Case:
-    """One call of the loss, in plain numbers. Arrays are flat; their shapes stand beside them."""
+    """One call of a loss, in plain numbers. Arrays are flat; their shapes stand beside them."""
 
     shape: tuple[int, ...]
-    input: list[float]
-    label: list[float]
+    inputs: dict[str, list[float]]
+    label: list[float] | None = None
     margin: float | list[float] = 1.0
     margin_shape: tuple[int, ...] = ()
     weight: list[float] | None = None
@@ -35,6 +36,31 @@ class Case:
     reduction: str = "mean"
     dtype: str = "float32"
     label_dtype: str = "float32"
+    loss: str = "hinge_embedding_loss"
+    width: int | None = None
+    """How many entries a vector has, of a loss of rows."""
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        """The loss."""
+        function: Callable[..., Any] = getattr(xpl, self.loss)
+        return function
+
+    @property
+    def spec(self) -> reference.Spec:
+        """What the suite knows of the loss."""
+        return reference.LOSSES[self.loss]
+
+    @property
+    def keywords(self) -> dict[str, Any]:
+        """The arguments that are no arrays, but for a margin."""
+        return {"reduction": self.reduction, **self.options}
+
+    @property
+    def full(self) -> tuple[int, ...]:
+        """The shape of the inputs."""
+        return self.shape if self.width is None else (*self.shape, self.width)
 
     def arrays(self, backend: Backend) -> dict[str, Any]:
         """Return the arguments as arrays of a backend (the margin may stay a number)."""
@@ -42,13 +68,14 @@ class Case:
         def make(values: list[float], shape: tuple[int, ...], dtype: str) -> Any:
             return backend.asarray(backend.np.reshape(values, shape), dtype)
 
-        arrays = {
-            "input": make(self.input, self.shape, self.dtype),
-            "label": make(self.label, self.shape, self.label_dtype),
-            "margin": self.margin
+        arrays = {name: make(v, self.full, self.dtype) for name, v in self.inputs.items()}
+        if self.label is not None:
+            arrays["label"] = make(self.label, self.shape, self.label_dtype)
+        arrays["margin"] = (
+            self.margin
             if isinstance(self.margin, float)
-            else make(self.margin, self.margin_shape, self.dtype),
-        }
+            else make(self.margin, self.margin_shape, self.dtype)
+        )
         if self.weight is not None:
             arrays["weight"] = make(self.weight, self.weight_shape, self.dtype)
         return arrays
@@ -57,7 +84,7 @@ class Case:
     def differentiable(self) -> tuple[str, ...]:
         """The names of the arguments that have a gradient."""
         margin = () if isinstance(self.margin, float) else ("margin",)
-        return ("input", *margin, *(() if self.weight is None else ("weight",)))
+        return (*self.inputs, *margin, *(() if self.weight is None else ("weight",)))
 
     def answer(self, cotangent: list[float] | None = None) -> reference.Answer:
         """Return the exact result."""
@@ -72,10 +99,18 @@ class Case:
             if self.weight is None
             else [self.weight[i] for i in sources(self.shape, self.weight_shape)]
         )
-        rows = list(zip(self.input, self.label, margin, strict=True))
+        columns: list[Any] = [
+            v if self.width is None else [v[i * self.width :][: self.width] for i in range(n)]
+            for v in self.inputs.values()
+        ]
+        columns += [margin] if self.label is None else [self.label, margin]
         ones = [1.0] * (n if self.reduction == "none" else 1)
         return reference.answer(
-            reference.hinge_embedding_loss, rows, weight, self.reduction, cotangent or ones
+            partial(self.spec.oracle, **self.options),
+            list(zip(*columns, strict=True)),
+            weight,
+            self.reduction,
+            cotangent or ones,
         )
 
 
@@ -107,16 +142,18 @@ def partners(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
 
 
 @st.composite
-def cases(draw: Any, dtypes: tuple[str, ...] = ("float32", "float64")) -> Case:
-    """Draw a generic case, in which one dissimilar pair lies exactly at the margin."""
-    shape = draw(st.sampled_from(SHAPES))
+def cases(
+    draw: Any, loss: str = "hinge_embedding_loss", dtypes: tuple[str, ...] = ("float32", "float64")
+) -> Case:
+    """Draw a generic case, in which one element lies exactly at the margin."""
+    spec = reference.LOSSES[loss]
+    shape, width = draw(st.sampled_from(SHAPES)), draw(st.integers(1, 4)) if spec.rowwise else None
     n = math.prod(shape)
     dtype = draw(st.sampled_from(dtypes))
-    number = st.floats(-8, 8, width=16 if dtype == "float16" else 32).filter(
-        lambda v: v == 0 or abs(v) > 2.0**-10
-    )
-    if dtype == "bfloat16":
-        number = st.integers(-255, 255).map(lambda v: v / 32)
+    number = st.floats(-8, 8, width=32).filter(lambda v: v == 0 or abs(v) > 2.0**-10)
+    if len(spec.inputs) > 1:  # differences are exact, so that no rounding decides on a side
+        number = st.integers(-255, 255).map(lambda v: v / 64)
+    margins = st.integers(-64, 64).map(lambda v: v / 64) if "cosine" in loss else number
 
     def numbers(size: int, elements: Any = number) -> list[float]:
         return draw(st.lists(elements, min_size=size, max_size=size))
@@ -128,43 +165,65 @@ def cases(draw: Any, dtypes: tuple[str, ...] = ("float32", "float64")) -> Case:
     weights[draw(st.integers(0, count - 1))] = 1.5
     case = Case(
         shape,
-        input=numbers(n),
-        label=numbers(n, st.sampled_from([-1.0, 1.0])),
-        margin=draw(number) if draw(st.booleans()) else numbers(math.prod(margin_shape)),
+        inputs={name: numbers(n * (width or 1)) for name in spec.inputs},
+        label=numbers(n, st.sampled_from([-1.0, 1.0])) if spec.label else None,
+        margin=draw(margins) if draw(st.booleans()) else numbers(math.prod(margin_shape), margins),
         margin_shape=margin_shape,
         weight=weights if draw(st.booleans()) else None,
         weight_shape=weight_shape,
         reduction=draw(st.sampled_from(REDUCTIONS)),
         dtype=dtype,
         label_dtype=draw(st.sampled_from([dtype, "int8", "int64"])),
+        loss=loss,
+        width=width,
+        options=draw(st.sampled_from(spec.options)),
     )
     return with_tie(case)
 
 
 def with_tie(case: Case) -> Case:
-    """Put the first element at its margin, with label -1: there the slope must be 0."""
-    margin = case.margin if isinstance(case.margin, float) else case.margin[0]
-    return replace(case, input=[margin, *case.input[1:]], label=[-1.0, *case.label[1:]])
+    """Put the first element at its margin: there the slope must be 0."""
+    m = case.margin if isinstance(case.margin, float) else case.margin[0]
+    inputs, label = {name: list(v) for name, v in case.inputs.items()}, case.label
+    if label is not None:
+        label = [-1.0, *label[1:]]
+    if case.loss == "hinge_embedding_loss":
+        inputs["input"][0] = m
+    elif case.loss == "margin_ranking_loss":
+        inputs["other"][0], inputs["input"][0] = m, 0.0
+    elif case.loss == "cosine_embedding_loss" and case.width and m in {-1, 0, 1}:
+        a, b = inputs.values()
+        a[: case.width] = [0.0] * (case.width - 1) + [3.0]
+        b[: case.width] = [0.0] * (case.width - 1) + [m * 0.5]  # a zero vector has cosine 0
+    elif case.loss == "triplet_margin_loss" and case.width and case.options["epsilon"] == 0:
+        a, b, c = inputs.values()
+        b[: case.width] = a[: case.width]  # two points that coincide, too
+        c[: case.width] = [a[0] + abs(m), *a[1 : case.width]]
+    return replace(case, inputs=inputs, label=label)
 
 
-def fixed_cases(dtype: str = "float32") -> list[Case]:
+def fixed_cases(dtype: str = "float32", loss: str = "hinge_embedding_loss") -> list[Case]:
     """Cases that are the same on every run, over all reductions and kinds of margin and weight."""
-    rng = random.Random(20)
+    rng, spec = random.Random(20), reference.LOSSES[loss]
     found = []
     for i, (shape, reduction) in enumerate(itertools.product([(7,), (3, 4)], REDUCTIONS)):
         n = math.prod(shape)
         for margin_shape, weight_shape in itertools.product(
             [None, partners(shape)[i % 2], shape], [None, partners(shape)[-1 - i % 2]]
         ):
+            width = 1 + len(found) % 5 if spec.rowwise else None
 
-            def numbers(size: int) -> list[float]:
-                return [rng.randint(-255, 255) / 64 for _ in range(size)]
+            def numbers(size: int, most: int = 255) -> list[float]:
+                return [rng.randint(-most, most) / 64 for _ in range(size)]
 
+            most = 64 if "cosine" in loss else 255
             case = Case(
                 shape,
-                numbers(n),
-                [rng.choice([-1.0, 1.0]) for _ in range(n)],
-                margin=0.75 if margin_shape is None else numbers(math.prod(margin_shape)),
+                {name: numbers(n * (width or 1)) for name in spec.inputs},
+                [rng.choice([-1.0, 1.0]) for _ in range(n)] if spec.label else None,
+                margin=spec.margin
+                if margin_shape is None
+                else numbers(math.prod(margin_shape), most),
                 margin_shape=margin_shape or (),
                 weight=None
                 if weight_shape is None
@@ -173,9 +232,17 @@ def fixed_cases(dtype: str = "float32") -> list[Case]:
                 reduction=reduction,
                 dtype=dtype,
                 label_dtype=dtype,
+                loss=loss,
+                width=width,
+                options=spec.options[len(found) % len(spec.options)],
             )
             found.append(with_tie(case))
     return found
+
+
+def some_cases(dtype: str = "float32", step: int = 5) -> list[Case]:
+    """Some of the fixed cases, of all losses."""
+    return [case for loss in reference.LOSSES for case in fixed_cases(dtype, loss)[::step]]
 
 
 def check_like(backend: Backend, array: Any, like: Any, shape: tuple[int, ...]) -> None:
@@ -198,8 +265,9 @@ def check_close(
 ) -> None:
     """Assert |error| <= 1 ulp + `roundings` * u * (sum of absolute terms); each is derived.
 
-    An element of the loss is rounded once (`roundings=0` leaves the ulp); a product of k factors k
-    times; a sum of any length stays within 256 roundings of the dtype it is added in.
+    An element of the loss is rounded once (`roundings=0` leaves the ulp), or as often as its spec
+    says; a product of k factors k times; a sum of any length stays within 256 roundings of the
+    dtype it is added in.
     """
     assert len(actual) == len(expected)
     unit = Fraction(1, 2 ** DIGITS[dtype])
@@ -210,18 +278,17 @@ def check_close(
 
 
 def _sum_roundings(case: Case) -> int:
-    return 4 if case.dtype in {"float16", "bfloat16"} else 256
+    return 4 + case.spec.roundings if case.dtype in {"float16", "bfloat16"} else 256
 
 
-def check_value(
-    backend: Backend, case: Case, loss: Callable[..., Any] = xpl.hinge_embedding_loss
-) -> None:
-    """Compare a call with the oracle."""
+def check_value(backend: Backend, case: Case, loss: Callable[..., Any] | None = None) -> None:
+    """Compare a call with the oracle; `loss` stands in for the one of the case."""
     arrays = case.arrays(backend)
-    result = backend.call(loss, **arrays, reduction=case.reduction)
+    result = backend.call(loss or case.function, **arrays, **case.keywords)
     whole = case.reduction == "none"
-    check_like(backend, result, arrays["input"], case.shape if whole else ())
-    roundings = (0 if case.weight is None else 2) if whole else _sum_roundings(case)
+    check_like(backend, result, arrays[case.spec.inputs[0]], case.shape if whole else ())
+    roundings = case.spec.roundings + (0 if case.weight is None else 2)
+    roundings = roundings if whole else _sum_roundings(case)
     check_close(backend.tolist(result), case.answer().value, case.dtype, roundings)
 
 
@@ -242,9 +309,11 @@ def check_gradient(
     gradient = route(backend, case, arrays, argument, given)
     small = tuple(arrays[argument].shape)
     check_like(backend, gradient, arrays[argument], small)
-    exact = summed_to(case.answer(cotangent).gradients[argument], case.shape, small)
-    summed = argument == "weight" or small != case.shape or case.reduction == "mean"
-    check_close(backend.tolist(gradient), exact, case.dtype, _sum_roundings(case) if summed else 4)
+    shape = case.full if argument in case.inputs else case.shape
+    exact = summed_to(case.answer(cotangent).gradients[argument], shape, small)
+    summed = argument == "weight" or small != shape or case.reduction == "mean"
+    roundings = _sum_roundings(case) if summed else 4 + case.spec.roundings
+    check_close(backend.tolist(gradient), exact, case.dtype, roundings)
 
 
 def cotangents(case: Case, seed: int = 3) -> list[float]:

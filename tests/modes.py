@@ -60,7 +60,7 @@ def _numpy_plain() -> Iterator[None]:
 def _numpy_blocks() -> AbstractContextManager[Any]:
     from array_api_losses._engines import numpy as engine
 
-    few = {"WHOLE": 1, "PLAIN": 1, "BLOCK": 3, "BIG_BLOCK": 3, "FOR_THREADS": 6}
+    few = {"WHOLE": 1, "PLAIN": 1, "BLOCK": 3, "BIG_BLOCK": 3, "ROWS": 4, "FOR_THREADS": 6}
     return mock.patch.multiple(engine, **few, allowed=lambda: 2)
 
 

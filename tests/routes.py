@@ -12,9 +12,6 @@ from compare import Case, Route
 
 import array_api_losses as xpl
 
-loss = xpl.hinge_embedding_loss
-ORDER = ("input", "label", "margin", "weight")
-
 
 def _value_and_grad(
     backend: Backend, case: Case, arrays: dict[str, Any], argument: str, cotangent: Any
@@ -22,13 +19,13 @@ def _value_and_grad(
     """The cotangent of a whole goes in by hand; `vjp` takes any."""
     if cotangent is not None:
         return _vjp(backend, case, arrays, argument, cotangent)
-    return xpl.value_and_grad(loss, argument)(**arrays, reduction=case.reduction)[1]
+    return xpl.value_and_grad(case.function, argument)(**arrays, **case.keywords)[1]
 
 
 def _vjp(
     backend: Backend, case: Case, arrays: dict[str, Any], argument: str, cotangent: Any
 ) -> Any:
-    value, pullback = xpl.vjp(loss, **arrays, reduction=case.reduction, argnums=argument)
+    value, pullback = xpl.vjp(case.function, **arrays, **case.keywords, argnums=argument)
     return pullback(backend.xp.ones_like(value) if cotangent is None else cotangent)
 
 
@@ -38,7 +35,7 @@ def _function(
     """Return the scalar <cotangent, loss> as a function of one argument."""
 
     def scalar(argument_value: Any) -> Any:
-        value = call(**{**arrays, argument: argument_value}, reduction=case.reduction)
+        value = call(**{**arrays, argument: argument_value}, **case.keywords)
         return (value if cotangent is None else value * cotangent).sum()
 
     return scalar
@@ -50,10 +47,10 @@ def _torch(
     def route(
         backend: Backend, case: Case, arrays: dict[str, Any], argument: str, cotangent: Any
     ) -> Any:
-        torch = backend.module
+        torch, call = backend.module, case.function
         if compiled:
             torch.compiler.reset()
-        call = torch.compile(loss, fullgraph=True, backend="aot_eager") if compiled else loss
+            call = torch.compile(call, fullgraph=True, backend="aot_eager")
         scalar = _function(arrays, case, argument, cotangent, call)
         return differentiate(scalar, arrays[argument]).detach()
 
@@ -123,7 +120,9 @@ def _jax(differentiate: Callable[[Callable[[Any], Any], Any], Any]) -> Route:
     def route(
         backend: Backend, case: Case, arrays: dict[str, Any], argument: str, cotangent: Any
     ) -> Any:
-        return differentiate(_function(arrays, case, argument, cotangent, loss), arrays[argument])
+        return differentiate(
+            _function(arrays, case, argument, cotangent, case.function), arrays[argument]
+        )
 
     return route
 

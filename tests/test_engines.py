@@ -8,8 +8,18 @@ from typing import Any
 import pytest
 import routes
 from backends import Backend
-from compare import Case, cases, check_gradient, check_value, cotangents, fixed_cases
-from hypothesis import given
+from compare import (
+    Case,
+    cases,
+    check_gradient,
+    check_value,
+    cotangents,
+    fixed_cases,
+    some_cases,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import LOSSES
 
 import array_api_losses as xpl
 
@@ -26,6 +36,7 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     monkeypatch.setattr(engine, "PLAIN", 1)
     monkeypatch.setattr(engine, "BLOCK", request.param)
     monkeypatch.setattr(engine, "BIG_BLOCK", request.param)
+    monkeypatch.setattr(engine, "ROWS", 2 * request.param)
     monkeypatch.setattr(engine, "FOR_THREADS", 2 * request.param)
     return request.param
 
@@ -35,9 +46,8 @@ def _check(backend: Backend, case: Case) -> None:
     for argument in case.differentiable:
         check_gradient(backend, case, routes.ROUTES["vjp"], argument, cotangents(case))
         check_gradient(backend, case, routes.ROUTES["value_and_grad"], argument, None)
-    everything = xpl.value_and_grad(loss, case.differentiable)
-    arrays = case.arrays(backend)
-    value, gradients = everything(**arrays, reduction=case.reduction)
+    everything = xpl.value_and_grad(case.function, case.differentiable)
+    value, gradients = everything(**case.arrays(backend), **case.keywords)
     check_value(backend, case, lambda **_: value)
     for argument, gradient in zip(case.differentiable, gradients, strict=True):
         check_gradient(backend, case, lambda *_, g=gradient: g, argument, None)
@@ -45,14 +55,23 @@ def _check(backend: Backend, case: Case) -> None:
 
 def test_blocks_on_fixed_cases(backend: Backend, block: int) -> None:
     assert block
-    for case in [*fixed_cases(), *fixed_cases("float16")[::5], *fixed_cases("float64")[::5]]:
+    for case in [
+        *fixed_cases(),
+        *some_cases("float16"),
+        *some_cases("float64"),
+        *some_cases(step=2),
+    ]:
         _check(backend, case)
 
 
-@given(case=cases())
-def test_blocks_on_generic_cases(backend: Backend, block: int, case: Case) -> None:
+@pytest.mark.parametrize("name", LOSSES)
+@given(data=st.data())
+@settings(max_examples=10)
+def test_blocks_on_generic_cases(
+    backend: Backend, block: int, name: str, data: st.DataObject
+) -> None:
     assert block
-    _check(backend, case)
+    _check(backend, data.draw(cases(name)))
 
 
 def _layouts(np: Any, a: Any) -> list[Any]:
@@ -198,6 +217,7 @@ def test_numbers_kept_as_arrays_are_few(backend: Backend, monkeypatch: pytest.Mo
     from array_api_losses._engines import replay
 
     monkeypatch.setattr(replay, "MOST_FREE", 1)
+    monkeypatch.setattr(replay, "_FULL", {})
     for dtype in ("float32", "float64", "float32"):
         x = backend.np.ones(5000, dtype)
         assert loss(x, x) == 1

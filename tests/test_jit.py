@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from backends import Backend
 from compare import Case, check_gradient, check_value, cotangents, fixed_cases
+from reference import LOSSES
 
 import array_api_losses as xpl
 
@@ -31,9 +32,10 @@ def _route(
     backend: Backend, case: Case, arrays: dict[str, Any], argument: str, cotangent: Any
 ) -> Any:
     if cotangent is None:
-        return xpl.jit(xpl.value_and_grad(loss, argument))(**arrays, reduction=case.reduction)[1]
-    arguments = {**arrays, "reduction": case.reduction}
-    _, pullback = xpl.vjp(xpl.jit(loss), **arguments, argnums=argument)
+        both = xpl.jit(xpl.value_and_grad(case.function, argument))
+        return both(**arrays, **case.keywords)[1]
+    arguments = {**arrays, **case.keywords}
+    _, pullback = xpl.vjp(xpl.jit(case.function), **arguments, argnums=argument)
     return pullback(cotangent)
 
 
@@ -41,14 +43,15 @@ def _check(backend: Backend, cases: list[Case]) -> None:
     for case in cases:
         if backend.library == "torch":
             backend.module.compiler.reset()
-        check_value(backend, case, xpl.jit(loss))
+        check_value(backend, case, xpl.jit(case.function))
         for argument in case.differentiable:
             check_gradient(backend, case, _route, argument, cotangents(case))
             check_gradient(backend, case, _route, argument, None)
 
 
-def test_values_and_gradients(backend: Backend) -> None:
-    _check(backend, fixed_cases()[:: 5 if backend.library in {"torch", "jax"} else 1])
+@pytest.mark.parametrize("name", LOSSES)
+def test_values_and_gradients(backend: Backend, name: str) -> None:
+    _check(backend, fixed_cases(loss=name)[:: 7 if backend.library in {"torch", "jax"} else 1])
 
 
 def test_instances_and_both_ways_round(backend: Backend) -> None:

@@ -13,7 +13,7 @@ from array_api_losses._engines import engine_of
 
 if TYPE_CHECKING:
     from array_api_losses._engines.plain import Plain
-    from array_api_losses._loss import Call
+    from array_api_losses._loss import Call, Loss
 
 REDUCTIONS = ("none", "sum", "mean")
 
@@ -51,27 +51,23 @@ def agree(call: "Call") -> tuple["Plain", "Call"]:
     engine = engine_of(operands[0])
     if engine is None or weight is not None or type(reduction) is not str:
         return _checked(call)
-    count = len(loss.inputs) + 1
+    count = loss.first_parameter
     parameters = operands[count:]
     for parameter in parameters:
         if type(parameter) is not float:
             return _checked(call)
     arrays = operands[:count]
+    shape = operands[0].shape
+    if loss.rowwise and not shape:
+        return _checked(call)
     traits = engine.traits(arrays)
     if traits is None:
         return _checked(call)
     seen = loss, reduction, compiled, parameters, traits
     known = _AGREED.get(seen)
-    if known is not None:
-        shape = operands[0].shape
-        for array in arrays:
-            if array.shape != shape:
-                break
-        else:
-            engine, rounded = known
-            return engine, call if rounded is None else call.with_arguments(
-                (*arrays, *rounded, None)
-            )
+    if known is not None and _of_one_shape(loss, arrays):
+        engine, rounded = known
+        return engine, call if rounded is None else call.with_arguments((*arrays, *rounded, None))
     engine, call = _checked(call)
     if len(_AGREED) >= _MOST_AGREED:
         _AGREED.clear()
@@ -80,36 +76,58 @@ def agree(call: "Call") -> tuple["Plain", "Call"]:
     return engine, call
 
 
+def _check_like_first(call: "Call", engine: "Plain", argument: str, array: Any) -> None:
+    """Check an input or the label against the first input."""
+    name, loss, first = call.title, call.loss, call.operands[0]
+    who, rows = loss.inputs[0], loss.rowwise and argument == loss.label
+    _check_same_home(name, engine, who, first, argument, array)
+    needed = first.shape[:-1] if rows else first.shape
+    if array.shape != needed and not _unknown(array.shape, needed):
+        _fail_shape(name, who, first.shape, argument, array.shape, rows=rows)
+    if array.dtype == first.dtype:
+        return
+    kind = engine.kind(array.dtype)
+    if argument != loss.label:
+        _fail_input(name, who, first.dtype, argument, array.dtype, kind)
+    if kind not in {"signed integer", "real floating"}:
+        _fail_label_dtype(name, argument, kind, array.dtype)
+
+
+def _of_one_shape(loss: "Loss", arrays: tuple[Any, ...]) -> bool:
+    """Whether inputs and label have the shapes that they need."""
+    shape, left = arrays[0].shape, len(loss.inputs)
+    for array in arrays:
+        if left == 0 and loss.rowwise:
+            shape = shape[:-1]
+        left -= 1
+        if array.shape != shape:
+            return False
+    return True
+
+
 def _checked(call: "Call") -> tuple["Plain", "Call"]:
     loss, operands, weight, reduction, _, _, compiled = call
-    first, at = operands[0], len(loss.inputs)
+    first, at = operands[0], loss.first_parameter
     name, who = call.title, loss.inputs[0]
     check_reduction(name, reduction)
     engine = engine_of(first) or _fail_not_array(name, who, first)
-    dtype, shape = first.dtype, first.shape
+    dtype = first.dtype
+    if loss.rowwise and not first.shape:
+        _fail_no_rows(name, who)
 
     if engine.kind(dtype) != "real floating":
         _fail_input_dtype(name, who, engine.kind(dtype), dtype)
     names = loss.operands
-    for argument, array in zip(names[1 : at + 1], operands[1 : at + 1], strict=True):
-        _check_same_home(name, engine, who, first, argument, array)
-        if array.shape != shape and not _unknown(array.shape, shape):
-            _fail_shape(name, who, shape, argument, array.shape)
-        if array.dtype == dtype:
-            continue
-        kind = engine.kind(array.dtype)
-        if argument != loss.label:
-            _fail_input(name, who, dtype, argument, array.dtype, kind)
-        if kind not in {"signed integer", "real floating"}:
-            _fail_label_dtype(name, argument, kind, array.dtype)
+    for argument, array in zip(names[1:at], operands[1:at], strict=True):
+        _check_like_first(call, engine, argument, array)
 
     checked = list(operands)
-    for i in range(at + 1, len(operands)):
-        checked[i] = _checked_parameter(name, engine, who, first, names[i], operands[i])
+    for i in range(at, len(operands)):
+        checked[i] = _checked_parameter(call, engine, names[i], operands[i])
     if weight is not None:
         _check_same_home(name, engine, who, first, "weight", weight)
         mask = engine.kind(weight.dtype) == "bool"
-        _check_partner(name, who, first, "weight", weight, mask=mask)
+        _check_partner(call, "weight", weight, mask=mask)
     if compiled:
         engine = engine.compiled()
     return engine, call.with_arguments((*checked, weight))
@@ -141,9 +159,16 @@ def check_reduction(name: str, reduction: object) -> None:
         raise ValueError(msg)
 
 
-def check_number(name: str, argument: str, value: object, alternative: str = "") -> None:
-    """Refuse a parameter that is not a finite real number."""
-    if type(value) is float and -math.inf < value < math.inf:
+def check_number(
+    name: str,
+    argument: str,
+    value: object,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    alternative: str = "",
+) -> None:
+    """Refuse a parameter that is not a finite real number, or out of bounds."""
+    low, high = bounds
+    if type(value) is float and -math.inf < value < math.inf and low <= value <= high:
         return  # the rest takes longer
     if isinstance(value, bool) or not isinstance(value, Real):
         kind = type(value).__name__
@@ -154,6 +179,18 @@ def check_number(name: str, argument: str, value: object, alternative: str = "")
     if not -math.inf < number < math.inf:
         msg = f"{name}: `{argument}` is {float(number)}; a finite number is needed."
         raise ValueError(msg)
+    if not low <= number <= high:
+        limits = f"between {low} and {high}" if high < math.inf else f"at least {low}"
+        msg = f"{name}: `{argument}` is {float(number)}; it must be {limits}."
+        raise ValueError(msg)
+
+
+def check_flag(name: str, argument: str, value: object) -> None:
+    """Refuse what is not True or False."""
+    if not isinstance(value, bool):
+        kind = type(value).__name__
+        msg = f"{name}: `{argument}` is a {kind}; it must be True or False."
+        raise TypeError(msg)
 
 
 def dtype_name(dtype: Any) -> str:
@@ -186,7 +223,7 @@ def rounded(name: str, argument: str, value: float, dtype: Any) -> float:
 
 def check_labels(xp: Any, call: "Call") -> None:
     """Raise if a label that counts is neither 1 nor -1. Reads values."""
-    label = call.operands[call.position_of_label]
+    label = call.label
     wrong = (label != 1) & (label != -1)
     if call.weight is not None:
         counts = call.weight if call.weight.dtype == xp.bool else call.weight != 0
@@ -214,15 +251,15 @@ def _fail_labels(xp: Any, call: "Call", label: Any, wrong: Any) -> NoReturn:
     raise ValueError(msg)
 
 
-def _checked_parameter(
-    name: str, engine: "Plain", who: str, first: Any, argument: str, parameter: Any
-) -> Any:
+def _checked_parameter(call: "Call", engine: "Plain", argument: str, parameter: Any) -> Any:
+    name, first = call.title, call.operands[0]
     if type(parameter) is float or isinstance(parameter, Real) or engine_of(parameter) is None:
-        check_number(name, argument, parameter, "or an array of the dtype of the input ")
+        alternative = "or an array of the dtype of the input "
+        check_number(name, argument, parameter, call.loss.bounds, alternative)
         return engine.number(name, argument, parameter, first)
-    _check_same_home(name, engine, who, first, argument, parameter)
+    _check_same_home(name, engine, call.loss.inputs[0], first, argument, parameter)
     parameter = engine.strengthened(parameter, first.dtype)
-    _check_partner(name, who, first, argument, parameter)
+    _check_partner(call, argument, parameter)
     return parameter
 
 
@@ -250,21 +287,20 @@ def _check_same_home(
         raise ValueError(msg)
 
 
-def _check_partner(
-    name: str, who: str, first: Any, argument: str, array: Any, *, mask: bool | None = None
-) -> None:
-    """Check an array that may broadcast to the inputs: a parameter, or a weight, maybe a mask."""
+def _check_partner(call: "Call", argument: str, array: Any, *, mask: bool | None = None) -> None:
+    """Check an array that may broadcast to the losses: a parameter, or a weight, maybe a mask."""
+    name, who, first = call.title, call.loss.inputs[0], call.operands[0]
     if array.dtype != first.dtype and not mask:
         bools = "" if mask is None else " (or be bool)"
         _fail_dtype(name, who, first.dtype, argument, array.dtype, bools)
-    shape, target = array.shape, first.shape
+    shape, target = array.shape, call.shape
     if shape == target or _unknown(shape, target):
         return
     tail = target[len(target) - len(shape) :]
     if len(shape) > len(target) or any(a not in {1, b} for a, b in zip(shape, tail, strict=True)):
         msg = (
             f"{name}: `{argument}` has shape {tuple(shape)}, which does not broadcast to the shape"
-            f" {tuple(target)} of `{who}`."
+            f" {tuple(target)} of {'the rows of ' if call.loss.rowwise else ''}`{who}`."
         )
         raise ValueError(msg)
 
@@ -288,24 +324,40 @@ def _fail_not_array(name: str, argument: str, value: object) -> NoReturn:
     raise TypeError(msg)
 
 
+def _fail_no_rows(name: str, who: str) -> NoReturn:
+    msg = (
+        f"{name}: `{who}` has shape (); a last axis is needed, along which the entries of a vector"
+        f" stand. If each number is a vector, say so: `{who} = xp.reshape({who}, (1,))`."
+    )
+    raise ValueError(msg)
+
+
 def _fail_shape(
-    name: str, who: str, shape: tuple[int, ...], argument: str, other: tuple[int, ...]
+    name: str,
+    who: str,
+    shape: tuple[int, ...],
+    argument: str,
+    other: tuple[int, ...],
+    *,
+    rows: bool,
 ) -> NoReturn:
     shape, other = tuple(shape), tuple(other)  # torch prints its own
-    msg = f"{name}: `{who}` has shape {shape} but `{argument}` has shape {other}."
+    have, needed = f"has shape {shape}", f"{who}.shape"
+    if rows:
+        shape = shape[:-1]
+        have, needed = f"{have}, rows of shape {shape},", f"{needed}[:-1]"
+    msg = f"{name}: `{who}` {have} but `{argument}` has shape {other}."
     size, partner = math.prod(shape), math.prod(other)
     joint = _broadcast(shape, other)
     if joint is not None:
         pairs = math.prod(joint)
         msg += f" Broadcasting would compare {pairs} pairs, not {size}."
     if size == partner:
-        msg += f" Reshape one of them, e.g. `{argument} = xp.reshape({argument}, {who}.shape)`."
+        msg += f" Reshape one of them, e.g. `{argument} = xp.reshape({argument}, {needed})`."
     elif joint == shape:
-        msg += (
-            f" If that is meant, say so: `{argument} = xp.broadcast_to({argument}, {who}.shape)`."
-        )
+        msg += f" If that is meant, say so: `{argument} = xp.broadcast_to({argument}, {needed})`."
     else:
-        msg += " They must be the same."
+        msg += f" {'It must be that of the rows' if rows else 'They must be the same'}."
     raise ValueError(msg)
 
 

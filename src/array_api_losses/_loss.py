@@ -13,7 +13,7 @@ and a zero weight leaves the element out: there, 0 times anything is 0, also NaN
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
@@ -30,21 +30,38 @@ class Loss:
 
     `value(xp, *operands)` is the loss of each element. `slopes(xp, wanted, *operands)` is a tuple
     with the partial derivative in each operand that is wanted, and None for the others. Operands
-    are the inputs, the label (1 or -1, in the dtype of the inputs; NaN gives NaN), then the
-    parameters.
+    are the inputs, the label if there is one (1 or -1, in the dtype of the inputs; NaN gives NaN),
+    then the parameters.
+
+    Where `rowwise`, an element is a row: inputs have a last axis, of the entries of vectors, that
+    labels, parameters and losses do not have, and come in at least float32.
     """
 
     name: str
     value: Callable[..., Array]
     slopes: Callable[..., tuple[Array | None, ...]]
     inputs: tuple[str, ...]
-    label: str
+    label: str | None
     parameters: tuple[str, ...]
+    rowwise: bool = False
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    """Between which the parameters lie; they are finite in any case."""
+    first_parameter: int = field(init=False)
+    """Where the parameters begin among the operands."""
+
+    def __post_init__(self) -> None:
+        count = len(self.inputs) + (self.label is not None)
+        object.__setattr__(self, "first_parameter", count)
 
     @property  # and not cached: on Python 3.11 that takes a lock, at which `torch.compile` stops
     def operands(self) -> tuple[str, ...]:
         """The names of the operands, in the order of the formula."""
-        return (*self.inputs, self.label, *self.parameters)
+        labels = () if self.label is None else (self.label,)
+        return (*self.inputs, *labels, *self.parameters)
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of the losses for inputs of a shape."""
+        return shape[:-1] if self.rowwise else shape
 
 
 class Call(NamedTuple):
@@ -56,7 +73,7 @@ class Call(NamedTuple):
     reduction: str
     name: str | None
     trusted: bool = False
-    """Whether every label is known to be 1 or -1."""
+    """Whether every label is known to be 1 or -1, or there are none."""
     compiled: bool = False
     """Whether it is to run compiled."""
 
@@ -80,9 +97,14 @@ class Call(NamedTuple):
         return Call(loss, operands, weight, reduction, name, trusted=True)
 
     @property
-    def position_of_label(self) -> int:
-        """Where the label stands among the operands."""
-        return len(self.loss.inputs)
+    def label(self) -> Array:
+        """The label, of a loss that has one."""
+        return self.operands[len(self.loss.inputs)]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the losses."""
+        return self.loss.shape(self.operands[0].shape)
 
 
 def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
@@ -116,16 +138,25 @@ class LossInstance:
     """Base of the classes: checks the parameters once, and lends its name to the calls."""
 
     def __post_init__(self) -> None:
-        name = self.__dict__["name"] or type(self).__name__
-        check_reduction(name, self.__dict__["reduction"])
-        for field, value in self.__dict__.items():
-            if field not in {"name", "reduction"}:
-                check_number(name, field, value)
-
-    def call(self, loss: Loss, operands: tuple[Any, ...], weight: Array | None) -> Call:
-        """Bind a call with the reduction and name of this instance."""
         own = self.__dict__
-        return Call(loss, operands, weight, own["reduction"], own["name"] or type(self).__name__)
+        name = own["name"] or type(self).__name__
+        check_reduction(name, own["reduction"])
+        loss = self.loss(name)
+        for parameter in loss.parameters:
+            check_number(name, parameter, own[parameter], loss.bounds)
+
+    def loss(self, name: str) -> Loss:
+        """Return the loss; errors in what chooses it begin with `name`."""
+        raise NotImplementedError
+
+    def call(self, *inputs: Array, weight: Array | None) -> Call:
+        """Bind a call with the parameters, reduction and name of this instance."""
+        own = self.__dict__
+        name = own["name"] or type(self).__name__
+        loss = self.loss(name)
+        operands = (*inputs, *[own[parameter] for parameter in loss.parameters])
+        trusted = loss.label is None
+        return Call(loss, operands, weight, own["reduction"], name, trusted)
 
     def bind(self, *args: Any, **kwargs: Any) -> Call:
         """Bind the arguments of a call of this instance, without running it."""
@@ -144,25 +175,42 @@ def cast(xp: Any, array: Array, dtype: Any) -> Array:
 
 
 def prepared(xp: Any, call: Call) -> Call:
-    """Bring label and weight to their dtypes; mark what has no loss by a NaN label.
+    """Bring all operands and the weight to the dtypes in which they are computed with.
 
-    That is a label other than 1 and -1, and every label beside a margin that is not finite.
+    What has no loss becomes NaN, the label or, without one, the parameter: a label other than 1 and
+    -1, and whatever stands beside a parameter that is not finite or out of bounds.
     """
     loss, operands, weight, reduction, name, trusted, _ = call
-    at = len(loss.inputs)
-    dtype, label = operands[0].dtype, operands[at]
-    arrays = [parameter for parameter in operands[at + 1 :] if hasattr(parameter, "dtype")]
-    if trusted and not arrays and weight is None and label.dtype == dtype:
-        return call
-    y = cast(xp, label, dtype)
-    if not trusted:
-        y = xp.where(xp.abs(label) == 1, y, math.nan)
-    for parameter in arrays:
-        y = y + xp.where(xp.isfinite(parameter), xp.zeros_like(parameter), math.nan)
+    at, after, dtype = len(loss.inputs), loss.first_parameter, operands[0].dtype
+    if loss.rowwise:
+        dtype = accumulator(xp, dtype)
+        operands = tuple([cast(xp, o, dtype) if hasattr(o, "dtype") else o for o in operands])
+    labels, parameters = operands[at:after], operands[after:]
+    arrays = [parameter for parameter in parameters if hasattr(parameter, "dtype")]
     if weight is not None:
         weight = cast(xp, weight, accumulator(xp, dtype))
-    operands = (*operands[:at], y, *operands[at + 1 :])
+    if labels:
+        y = cast(xp, labels[0], dtype)
+        if not trusted:
+            y = xp.where(xp.abs(call.label) == 1, y, math.nan)
+        for parameter in arrays:
+            y = y + xp.where(_admitted(xp, loss, parameter), xp.zeros_like(parameter), math.nan)
+        labels = (y,)
+    elif arrays:
+        parameters = tuple(
+            xp.where(_admitted(xp, loss, p), p, math.nan) if hasattr(p, "dtype") else p
+            for p in parameters
+        )
+    operands = (*operands[:at], *labels, *parameters)
     return Call(loss, operands, weight, reduction, name, trusted=True)
+
+
+def _admitted(xp: Any, loss: Loss, parameter: Array) -> Array:
+    """Whether each element of a parameter is finite and within its bounds."""
+    low, high = loss.bounds
+    if math.isinf(low) and math.isinf(high):
+        return xp.isfinite(parameter)
+    return (parameter >= low) & (parameter <= high)
 
 
 def _forgiven(xp: Any, weight: Array, losses: Array, values: Array) -> Array:
@@ -180,7 +228,7 @@ def weighed(xp: Any, weight: Array | None, values: Array) -> Array:
 
 def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
     """W: the number of elements, or the sum of the weights as broadcast."""
-    size, weight = math.prod(call.operands[0].shape), call.weight
+    size, weight = math.prod(call.shape), call.weight
     if weight is None:
         return size
     return total(xp, weight, dtype) * (size // max(1, math.prod(weight.shape)))
@@ -205,9 +253,8 @@ def finished(xp: Any, sum_: Array, weights: Any, dtype: Any) -> Array:
     return cast(xp, sum_ if weights is None else _divided(xp, sum_, weights), dtype)
 
 
-def reduced(xp: Any, call: Call, terms: Array) -> Array:
-    """Reduce the weighted losses of a prepared call."""
-    dtype = call.operands[0].dtype
+def reduced(xp: Any, call: Call, terms: Array, dtype: Any) -> Array:
+    """Reduce the weighted losses of a prepared call, to the dtype that its inputs had."""
     if call.reduction == "none":
         return cast(xp, terms, dtype)
     return finished(xp, *folded(xp, call, terms), dtype)
@@ -221,8 +268,8 @@ def terms_of(xp: Any, call: Call) -> Array:
 
 def value(xp: Any, call: Call) -> Array:
     """Return the result of the call."""
-    call = prepared(xp, call)
-    return reduced(xp, call, terms_of(xp, call))
+    dtype, call = call.operands[0].dtype, prepared(xp, call)
+    return reduced(xp, call, terms_of(xp, call), dtype)
 
 
 def seed_of(xp: Any, call: Call, cotangent: Array | None, weights: Any) -> tuple[Any, Array | None]:
@@ -245,18 +292,31 @@ def gradients(
     """Return the gradient in each wanted argument, by element, in at least float32."""
     wide = accumulator(xp, call.operands[0].dtype)
     found = []
-    for slope in call.loss.slopes(xp, wanted, *call.operands):
+    for i, slope in enumerate(call.loss.slopes(xp, wanted, *call.operands)):
         gradient = slope
         if slope is not None:
+            weight, own_seed = call.weight, seed
+            if has_rows(call.loss, i):
+                weight, own_seed = along_row(weight), (along_row(seed[0]), seed[1])
             # The weight comes first, since 1 / W may overflow; and so that no NaN meets the seed.
-            gradient = weighed(xp, call.weight, cast(xp, slope, wide))
-            gradient = scaled(xp, gradient, seed)
-            if call.weight is not None:
-                gradient = _forgiven(xp, call.weight, gradient, gradient)
+            gradient = weighed(xp, weight, cast(xp, slope, wide))
+            gradient = scaled(xp, gradient, own_seed)
+            if weight is not None:
+                gradient = _forgiven(xp, weight, gradient, gradient)
         found.append(gradient)
     if slope_in_weight is not None:
         slope_in_weight = scaled(xp, cast(xp, slope_in_weight, wide), seed)
     return [*found, slope_in_weight]
+
+
+def has_rows(loss: Loss, position: int) -> bool:
+    """Whether an operand has the last axis that losses do not have."""
+    return loss.rowwise and position < len(loss.inputs)
+
+
+def along_row(values: Any) -> Any:
+    """Give an array with a number for each row an axis along the rows."""
+    return values[..., None] if getattr(values, "ndim", 0) else values
 
 
 def scaled(xp: Any, values: Array, seed: tuple[Any, Array | None]) -> Array:
@@ -279,11 +339,11 @@ def pullback(
     function that knows its own derivative.
     """
     in_weight = _slope_in_weight(xp, call, value) if wanted[-1] else None
-    call = prepared(xp, call)
-    weights = weight_sum(xp, call, accumulator(xp, call.operands[0].dtype))
+    dtype, call = call.operands[0].dtype, prepared(xp, call)
+    weights = weight_sum(xp, call, accumulator(xp, dtype))
     found = gradients(xp, call, wanted, seed_of(xp, call, cotangent, weights), in_weight)
     return tuple(
-        None if g is None else summed_to(xp, g, argument.shape, call.operands[0].dtype)
+        None if g is None else summed_to(xp, g, argument.shape, dtype)
         for g, argument in zip(found, call.arguments, strict=True)
     )
 
@@ -296,23 +356,28 @@ def pushforward(
 ) -> Array:
     """Return the tangent of the result for tangents of the arguments; None, and a label, is 0."""
     original, call = call, prepared(xp, call)
-    weight, wide = call.weight, accumulator(xp, call.operands[0].dtype)
+    dtype = original.operands[0].dtype
+    wide = accumulator(xp, dtype)
     wanted = tuple(t is not None for t in tangents)
     slopes = call.loss.slopes(xp, wanted, *call.operands)
     terms = []
-    for slope, tangent in zip(slopes, tangents, strict=False):
+    for i, (slope, tangent) in enumerate(zip(slopes, tangents, strict=False)):
         if slope is not None:
-            flow = tangent
+            rows = has_rows(call.loss, i)
+            flow, weight = tangent, along_row(call.weight) if rows else call.weight
             if weight is not None and call.reduction == "mean":
                 # Transposed, this keeps the NaN of W = 0 out of elements that are left out.
                 empty = (weight == 0) & (xp.sum(weight) == 0)
                 flow = xp.where(empty, xp.zeros_like(tangent), tangent)
-            terms.append(weighed(xp, weight, cast(xp, slope, wide)) * cast(xp, flow, wide))
+            term = weighed(xp, weight, cast(xp, slope, wide)) * cast(xp, flow, wide)
+            terms.append(xp.sum(term, axis=-1) if rows else term)
     if wanted[-1]:
         slope = _slope_in_weight(xp, original, value)
         terms.append(cast(xp, slope, wide) * cast(xp, tangents[-1], wide))
-    terms = terms or [xp.zeros_like(call.operands[0])]
-    return reduced(xp, call, sum(terms[1:], terms[0]))
+    if not terms:
+        nothing = xp.zeros_like(call.operands[0])
+        terms = [xp.sum(nothing, axis=-1) if call.loss.rowwise else nothing]
+    return reduced(xp, call, sum(terms[1:], terms[0]), dtype)
 
 
 def _slope_in_weight(xp: Any, original: Call, value: Callable[[Call], Array]) -> Array:
@@ -322,7 +387,7 @@ def _slope_in_weight(xp: Any, original: Call, value: Callable[[Call], Array]) ->
     """
     call = prepared(xp, original)
     left_out = (call.weight == 0) & ~xp.isfinite(call.loss.value(xp, *call.operands))
-    rest = xp.astype(~left_out, call.operands[0].dtype)
+    rest = xp.astype(~left_out, original.operands[0].dtype)
     losses = value(original._replace(weight=rest, reduction="none"))
     if call.reduction != "mean":
         return losses

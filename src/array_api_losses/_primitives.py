@@ -12,12 +12,16 @@ from collections.abc import Callable
 from typing import Any
 
 INFINITY = float("inf")
+EUCLIDEAN = 2
 
 FASTER: dict[str, dict[str, Callable[..., Any]]] = {
     "select": {},
     "zero": {},
     "steep": {},
     "total": {},
+    "sign": {},
+    "dot": {},
+    "moderate": {},
 }
 """By the name of a primitive and the name of a namespace: the library's own way to do it."""
 
@@ -48,7 +52,83 @@ def steep(xp: Any, d: Any) -> Any:
     return FASTER["steep"].get(xp.__name__, xp.sign)(d)
 
 
+def sign(xp: Any, d: Any) -> Any:
+    """The sign of d: 1, 0 or -1; NaN is kept."""
+    return FASTER["sign"].get(xp.__name__, xp.sign)(d)
+
+
 def total(xp: Any, values: Any, dtype: Any) -> Any:
     """The sum of all values, added in `dtype`."""
     faster = FASTER["total"].get(xp.__name__)
     return xp.sum(values, dtype=dtype) if faster is None else faster(values, dtype)
+
+
+def dot(xp: Any, a: Any, b: Any) -> Any:
+    """The inner product of each row of a with that of b."""
+    faster = FASTER["dot"].get(xp.__name__)
+    return xp.sum(a * b, axis=-1) if faster is None else faster(a, b)
+
+
+def largest(xp: Any, v: Any) -> Any:
+    """The largest absolute value in each row; 0 where rows have no entries."""
+    return xp.max(xp.abs(v), axis=-1) if v.shape[-1] else xp.sum(v, axis=-1)
+
+
+def moderate(xp: Any, v: Any) -> tuple[Any, Any]:
+    """Rows divided by a size of their own, and these sizes.
+
+    The squares of their entries then neither overflow nor vanish in the sum, and a row is zero, NaN
+    or infinite only if it has been so before.
+    """
+    faster = FASTER["moderate"].get(xp.__name__)
+    return by_largest(xp, v) if faster is None else faster(v)
+
+
+def by_largest(xp: Any, v: Any) -> tuple[Any, Any]:
+    """Rows divided by their largest absolute value, which keeps any powers within 1; and these."""
+    size = largest(xp, v)
+    size = xp.where((size > 0) & xp.isfinite(size), size, 1)
+    return v / size[..., None], size
+
+
+def root(xp: Any, s: Any, p: float) -> tuple[Any, Any]:
+    """The p-th root of each s, and its reciprocal; both are 0 where s is 0. NaN is kept.
+
+    What stands under the root is never 0, so that autodiff that goes through here finds no NaN.
+    """
+    positive = s > 0
+    safe = xp.where(positive, s, 1)
+    found = xp.sqrt(safe) if p == EUCLIDEAN else safe ** (1 / p)
+    return xp.where(positive, found, s), xp.where(positive, 1 / found, s)
+
+
+def length(xp: Any, v: Any, p: float) -> Any:
+    """The p-norm of each row, for p from 1 to infinity; rows of any size have one."""
+    return length_and_slope(xp, v, p, slope=False)[0]
+
+
+def length_and_slope(xp: Any, v: Any, p: float, *, slope: bool = True) -> tuple[Any, Any]:
+    """The p-norm of each row and its gradient, of least norm where there are several.
+
+    That is 0 at a row of zeros, 0 in entries of 0 for p = 1, and shared out among the entries that
+    are largest for infinite p.
+    """
+    if p == 1:
+        return xp.sum(xp.abs(v), axis=-1), sign(xp, v) if slope else None
+    if p == INFINITY:
+        norm = largest(xp, v)
+        if not slope:
+            return norm, None
+        top = sign(xp, v) * xp.astype(xp.abs(v) == norm[..., None], v.dtype)
+        count = xp.sum(xp.abs(top), axis=-1)
+        return norm, top / xp.where(count == 0, 1, count)[..., None]
+    if p == EUCLIDEAN:
+        u, size = moderate(xp, v)
+        norm, reciprocal = root(xp, dot(xp, u, u), p)
+        return size * norm, u * reciprocal[..., None] if slope else None
+    u, size = by_largest(xp, v)
+    powers = xp.abs(u) ** p
+    norm, reciprocal = root(xp, xp.sum(powers, axis=-1), p)
+    if not slope:
+        return size * norm, None
+    return size * norm, sign(xp, u) * (xp.abs(u) * reciprocal[..., None]) ** (p - 1)

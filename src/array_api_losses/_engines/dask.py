@@ -21,6 +21,7 @@ class Dask(Plain):
     """Maps over chunks; the graph grows linearly with their number."""
 
     def value(self, call: Call) -> Array:
+        call = _of_whole_rows(call)
         if call.reduction == "none":
             return _map(_losses, call, call.arguments)
         return _finished(call, _sums(call))
@@ -28,6 +29,7 @@ class Dask(Plain):
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
+        call = _of_whole_rows(call)
         value = mean = weights = None
         if call.reduction == "mean":
             sums = _sums(call)
@@ -36,18 +38,28 @@ class Dask(Plain):
         elif cotangent is None:
             value = self.value(call)
         seed = _loss.seed_of(xp, call, cotangent, weights)
-        found = []
+        found: list[Array | None] = []
         for i, argument in enumerate(call.arguments):
-            only = tuple(j == i for j in range(len(wanted)))
-            found.append(
-                _summed_to(
-                    _map(_gradient, call, (*call.arguments, *seed, mean), wide=True, wanted=only),
-                    argument,
-                )
-                if wanted[i]
-                else None
-            )
+            if not wanted[i]:
+                found.append(None)
+                continue
+            only, rows = tuple(j == i for j in range(len(wanted))), _loss.has_rows(call.loss, i)
+            arguments = (*call.arguments, *seed, mean)
+            gradient = _map(_gradient, call, arguments, wide=True, rows=rows, wanted=only)
+            found.append(_summed_to(gradient, argument))
         return value if cotangent is None else None, tuple(found)
+
+
+def _of_whole_rows(call: Call) -> Call:
+    """Return the call with no row cut into several chunks."""
+    if not call.loss.rowwise:
+        return call
+    count = len(call.loss.inputs)
+    inputs = [
+        argument if argument.numblocks[-1] == 1 else argument.rechunk({-1: -1})
+        for argument in call.operands[:count]
+    ]
+    return call._replace(operands=(*inputs, *call.operands[count:]))
 
 
 def _map(
@@ -57,17 +69,23 @@ def _map(
     *,
     folded: bool = False,
     wide: bool = False,
+    rows: bool = False,
     **options: Any,
 ) -> Array:
-    """Apply a function to the chunks of all arguments, aligned as they broadcast."""
+    """Apply a function to the chunks of all arguments, aligned as they broadcast to the losses.
+
+    With `rows` it gives rows as the inputs have.
+    """
     first = call.operands[0]
-    index = tuple(range(first.ndim))
+    full = tuple(range(first.ndim))
+    index = full[: len(call.shape)]
     pairs: list[Any] = []
-    for argument in arguments:
+    for i, argument in enumerate(arguments):
+        own = full if _loss.has_rows(call.loss, i) else index
         lazy = hasattr(argument, "dask")
-        pairs += [argument, index[first.ndim - argument.ndim :] if lazy else None]
+        pairs += [argument, own[len(own) - argument.ndim :] if lazy else None]
     dtype = _loss.accumulator(da, first.dtype) if folded or wide else first.dtype
-    out = (*index, first.ndim) if folded else index
+    out = (*index, first.ndim) if folded else full if rows else index
     return da.blockwise(
         function,
         out,
@@ -77,6 +95,7 @@ def _map(
         adjust_chunks=dict.fromkeys(index, 1) if folded else None,
         dtype=dtype,
         meta=da.empty((0,) * len(out), dtype=dtype)._meta,
+        concatenate=True,  # of the chunks of a row, of which there is one
         **options,
     )
 
@@ -84,7 +103,7 @@ def _map(
 def _sums(call: Call) -> Array:
     """Return the sum of the weighted losses and W, added up from those of the chunks."""
     sums = _map(_chunk_sums, call, call.arguments, folded=True)
-    axes = tuple(range(call.operands[0].ndim))
+    axes = tuple(range(len(call.shape)))
     return da.reduction(sums, _added, _added, axis=axes, dtype=sums.dtype) if axes else sums
 
 
@@ -129,7 +148,7 @@ def _chunk_sums(*arguments: Any, call: Call) -> Array:
         total = xp.asarray(total, dtype=_loss.accumulator(xp, call.operands[0].dtype))
         weights = 0 if weights is None else weights
         sums = xp.stack([total, xp.ones_like(total) * weights])
-    return xp.reshape(sums, (1,) * call.operands[0].ndim + (2,))
+    return xp.reshape(sums, (1,) * len(call.shape) + (2,))
 
 
 def _gradient(*arguments: Any, call: Call, wanted: tuple[bool, ...]) -> Array:

@@ -25,8 +25,6 @@ BLOCK = 2**12
 FOR_THREADS = 2**20
 """So many elements keep more than one thread busy."""
 
-LAYOUT = ("input", "label", "parameter")
-
 DTYPES = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 
 
@@ -59,33 +57,84 @@ def _steep(xp: Any, d: Any) -> Callable[..., Any]:
     return compiled_steep
 
 
+# Numba takes tuples of any arrays, but builds and takes them apart only in code that names each
+# element; so what is done to several inputs is done to the first ones, and then to the last.
+@cache
+def _cutter(count: int) -> Callable[..., Any]:
+    """Return a function that takes views of `count` arrays."""
+    if count == 0:
+        return register_jitable(lambda arrays, start, stop: ())
+    first, last = _cutter(count - 1), count - 1
+
+    @register_jitable
+    def compiled_cut(arrays: Any, start: int, stop: int) -> Any:
+        return first(arrays, start, stop) + (arrays[last][start:stop],)  # noqa: RUF005
+
+    return compiled_cut
+
+
+@cache
+def _reader(count: int) -> Callable[..., Any]:
+    """Return a function that takes one element each of `count` arrays."""
+    if count == 0:
+        return register_jitable(lambda arrays, i: ())
+    first, last = _reader(count - 1), count - 1
+
+    @register_jitable
+    def compiled_read(arrays: Any, i: int) -> Any:
+        return first(arrays, i) + (arrays[last][i],)  # noqa: RUF005
+
+    return compiled_read
+
+
+@cache
+def _writer(wanted: tuple[bool, ...]) -> Callable[..., Any]:
+    """Return a function that writes the slopes that are wanted, times a factor."""
+    if not wanted:
+        return register_jitable(lambda arrays, i, found, factor: None)
+    first, last = _writer(wanted[:-1]), len(wanted) - 1
+    if not wanted[-1]:
+        return first
+
+    @register_jitable
+    def compiled_write(arrays: Any, i: int, found: Any, factor: Any) -> None:
+        first(arrays, i, found, factor)
+        arrays[last][i] = found[last] * factor
+
+    return compiled_write
+
+
 @cache
 def _loop(loss: Loss, wanted: tuple[bool, ...], losses: str) -> Callable[..., Any]:
     """Compile the loop for the gradients that are wanted; `losses` is "fill", "add" or ""."""
     value, slopes = register_jitable(loss.value), register_jitable(loss.slopes)
     gradient, add, fill = any(wanted), losses == "add", losses == "fill"
+    count = len(loss.inputs)
+    cut, read, write = _cutter(count), _reader(count), _writer(wanted[:count])
 
     # Of all liberties, only that of adding in another order, without which nothing is vectorised.
     @numba.njit(nogil=True, fastmath={"reassoc"}, error_model="numpy")
     def compiled_loop(
-        x: Any, label: Any, margin: Any, seed: Any, terms: Any, slope: Any
+        inputs: Any, label: Any, parameters: Any, seed: Any, terms: Any, found: Any
     ) -> tuple[float, float]:
         total = wrong = 0.0
-        zero, one = x.dtype.type(0), x.dtype.type(1)
-        for start in range(0, x.size, BLOCK):
+        kind = inputs[0].dtype.type
+        zero, one = kind(0), kind(1)
+        for start in range(0, label.size, BLOCK):
             part = bad = zero
             # Views of the block, since indices that start at 0 are what LLVM vectorises.
-            xs, labels = x[start : start + BLOCK], label[start : start + BLOCK]
-            losses, gradients = terms[start : start + BLOCK], slope[start : start + BLOCK]
-            for i in range(xs.size):
-                y = x.dtype.type(labels[i])
+            stop = start + BLOCK
+            xs, labels, losses = cut(inputs, start, stop), label[start:stop], terms[start:stop]
+            gradients = cut(found, start, stop)
+            for i in range(labels.size):
+                y = kind(labels[i])
                 bad += zero if abs(labels[i]) == 1 else one
                 if add:
-                    part += value(np, xs[i], y, margin)
+                    part += value(np, *read(xs, i), y, *parameters)
                 if fill:
-                    losses[i] = value(np, xs[i], y, margin)
+                    losses[i] = value(np, *read(xs, i), y, *parameters)
                 if gradient:
-                    gradients[i] = slopes(np, wanted, xs[i], y, margin)[0] * seed
+                    write(gradients, i, slopes(np, wanted, *read(xs, i), y, *parameters), seed)
             total += part
             wrong += bad
         return total, wrong
@@ -111,19 +160,27 @@ class Numba(NumPy):
     def _run(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        x, label, margin = call.operands
-        dtype, empty = x.dtype.type, np.empty(0, x.dtype)
+        count = len(call.loss.inputs)
+        inputs, label = call.operands[:count], call.label
+        x = inputs[0]
+        kind, empty = x.dtype.type, np.empty(0, x.dtype)
         losses = "fill" if call.reduction == "none" else "add"
         loop = _loop(call.loss, wanted, losses if cotangent is None else "")
         weights = x.size if call.reduction == "mean" else None
         with self.quiet():
-            seed = dtype(_loss.seed_of(np, call, cotangent, weights)[0])
+            seed = kind(_loss.seed_of(np, call, cotangent, weights)[0])
+        parameters = tuple(kind(parameter) for parameter in call.operands[count + 1 :])
         terms = np.empty_like(x) if losses == "fill" and cotangent is None else empty
-        slope = np.empty_like(x) if any(wanted) else empty
+        found = tuple(np.empty_like(x) if want else empty for want in wanted[:count])
 
         def part(start: int, stop: int) -> tuple[float, float]:
-            cut = [a.reshape(-1)[start:stop] for a in (x, label, terms, slope)]
-            result: tuple[float, float] = loop(*cut[:2], dtype(margin), seed, *cut[2:])
+            def cut(array: Array) -> Array:
+                return array.reshape(-1)[start:stop]
+
+            arrays = tuple(map(cut, inputs)), cut(label)
+            result: tuple[float, float] = loop(
+                *arrays, parameters, seed, cut(terms), tuple(map(cut, found))
+            )
             return result
 
         threads = allowed() if x.size >= FOR_THREADS else 1
@@ -138,19 +195,23 @@ class Numba(NumPy):
                 if losses == "fill"
                 else _loss.finished(xp, np.float64(total), weights, x.dtype)
             )
-        return value, (slope if any(wanted) else None, *[None] * len(wanted))
+        gradients = [
+            gradient if want else None for gradient, want in zip(found, wanted, strict=False)
+        ]
+        return value, (*gradients, *[None] * (len(wanted) + 1 - count))
 
 
 def _fits(call: Call) -> bool:
-    operands = call.operands
-    label = operands[call.position_of_label].dtype
+    """Whether the loop is made for a call."""
+    loss, operands, at = call.loss, call.operands, call.loss.first_parameter
+    if loss.rowwise or loss.label is None or call.weight is not None:
+        return False
+    label = call.label.dtype
     return (
-        call.weight is None
-        and (label.kind == "i" or label in DTYPES)
-        and len(operands) == len(LAYOUT)
-        and not isinstance(operands[-1], np.ndarray)
+        (label.kind == "i" or label in DTYPES)
+        and not any(isinstance(parameter, np.ndarray) for parameter in operands[at:])
         and operands[0].dtype in DTYPES
-        and all(a.flags.c_contiguous and a.dtype.isnative for a in operands[:-1])
+        and all(a.flags.c_contiguous and a.dtype.isnative for a in operands[:at])
     )
 
 

@@ -21,7 +21,7 @@ from array_api_losses._engines.plain import Plain
 from array_api_losses._engines.replay import Replay
 from array_api_losses._engines.threads import allowed, shared
 from array_api_losses._loss import Array, Call, Loss
-from array_api_losses._primitives import FASTER
+from array_api_losses._primitives import FASTER, by_largest
 
 T = TypeVar("T")
 
@@ -39,6 +39,9 @@ BLOCK = 2**16
 
 BIG_BLOCK = 2**18
 """The same for several threads: with less they wait for the interpreter more than they compute."""
+
+ROWS = 2**18
+"""Entries of a block of rows."""
 
 FOR_THREADS = 2**20
 """So many elements keep more than one thread busy."""
@@ -73,10 +76,45 @@ def _steep(d: Any) -> Any:
     return np.sign(d) if largest is None else d * largest * largest
 
 
+_MODERATE = {np.dtype("f4"): np.float32(2**60), np.dtype("f8"): np.float64(2**500)}
+"""Squares of rows up to these, and from one over these, can be multiplied with each other."""
+
+LONG = 2**13
+"""Rows so long are added up by halves, which rounds less than one after another."""
+
+
+def _dot(a: Any, b: Any) -> Any:
+    return np.vecdot(a, b) if a.shape[-1] < LONG else np.sum(a * b, axis=-1)
+
+
+def _moderate(v: Any) -> tuple[Any, Any]:
+    # Nearly always there is nothing to do, which costs less to see than to do.
+    squares = _dot(v, v)
+    if isinstance(v, np.ndarray):
+        size = _sizes(v, squares)
+        return _divided(v, size), size
+    size = v.apply(_sizes, squares)
+    return v.apply(_divided, size), size
+
+
+def _sizes(v: Any, squares: Any) -> Any:
+    bound = _MODERATE[v.dtype]
+    low = squares < 1 / bound
+    if (squares <= bound).all() and not (low.any() and v[low].any()):
+        return np.ones_like(squares)
+    return by_largest(np, v)[1]
+
+
+def _divided(v: Any, size: Any) -> Any:
+    return v if (size == 1).all() else v / size[..., None]
+
+
 # What `numpy.sum` and array-api-compat do beforehand takes longer than a few elements do.
 FASTER["select"][np.__name__] = _select
 FASTER["zero"][np.__name__] = _zero
 FASTER["steep"][np.__name__] = _steep
+FASTER["dot"][np.__name__] = _dot
+FASTER["moderate"][np.__name__] = _moderate
 FASTER["total"][np.__name__] = lambda values, dtype: np.add.reduce(values, None, dtype)
 
 
@@ -109,7 +147,7 @@ class NumPy(Plain):
         if first.size <= PLAIN:
             return super().value(call)
         if call.reduction == "none":
-            result = np.empty_like(first, subok=False)
+            result = _empty(call)
             self._in_blocks(call, losses=result)
             return result
         with self.quiet():
@@ -167,7 +205,7 @@ class NumPy(Plain):
             if call.reduction == "mean" and wanted[-1]:
                 value = mean = self.value(call)  # which has to be known beforehand
             elif cotangent is None:
-                losses = call.reduction != "none" or np.empty_like(first, subok=False)
+                losses = call.reduction != "none" or _empty(call)
             total, gradients = self._in_blocks(call, wanted, seed, mean, losses=losses)
             if losses is True:
                 value = _loss.finished(np, total, weights, first.dtype)[()]
@@ -181,7 +219,7 @@ class NumPy(Plain):
     def checked(self, call: Call) -> Call:
         if call.trusted:
             return call
-        label = call.operands[len(call.loss.inputs)]
+        label = call.label
         if call.weight is None and (
             SIGNS.issuperset(label.ravel().tolist())
             if label.size <= FEW
@@ -256,8 +294,9 @@ class NumPy(Plain):
             arrays[1] = losses
         for i, (argument, want) in enumerate(zip(call.arguments, wanted, strict=True)):
             if want and not small[i]:
-                dtype = first.dtype if argument.shape == first.shape else wide
-                arrays[i + 2] = np.empty_like(first, dtype=dtype, subok=False)
+                rows = _loss.has_rows(call.loss, i)
+                broadcast = not rows and argument.shape != call.shape
+                arrays[i + 2] = _empty(call, wide if broadcast else first.dtype, rows=rows)
 
         def work(tape: Replay, arguments: list[Any], outputs: dict[int, Any]) -> list[Any]:
             good, terms, *gradients = tape(arguments, outputs)
@@ -270,7 +309,8 @@ class NumPy(Plain):
                 for c in columns
             ]
 
-        sums = self._over_blocks(formula, work, [*call.arguments, *formula.varying], arrays)
+        over = self._over_rows if call.loss.rowwise else self._over_blocks
+        sums = over(formula, work, [*call.arguments, *formula.varying], arrays)
         total, *totals = np.sum(np.asarray(sums, dtype=np.float64), axis=0)
         return total, tuple(
             None
@@ -306,7 +346,7 @@ class NumPy(Plain):
             buffersize=size,
         )
 
-        tape = self._tape(formula, arguments)
+        tape = self._tape(formula, [a[(0,) * (a.ndim - 1)] if np.ndim(a) else a for a in arguments])
 
         def part(start: int, stop: int) -> list[T]:
             own, done, own_tape = list(arguments), [], tape.copy()
@@ -326,13 +366,60 @@ class NumPy(Plain):
         cuts = [size * (blocks * k // threads) for k in range(threads)] + [whole.itersize]
         return [result for done in shared(part, cuts) for result in done]
 
+    def _over_rows(
+        self,
+        formula: "_Formula",
+        work: Callable[[Replay, list[Any], dict[int, Any]], T],
+        arguments: list[Any],
+        outputs: dict[int, Any],
+    ) -> list[T]:
+        """Let `work` run a formula of `arguments` on blocks of rows, with those of `outputs`."""
+        loss, shape = formula.call.loss, formula.call.shape
+        width, count = arguments[0].shape[-1], math.prod(shape)
+
+        def flat(array: Any, *, rows: bool) -> Any:
+            if rows:
+                return array.reshape(count, width)  # a copy only of three axes or more, with gaps
+            if not isinstance(array, np.ndarray):
+                return array
+            one = array.size == 1 < count
+            return array.reshape(()) if one else np.broadcast_to(array, shape).reshape(count)
+
+        inputs = [flat(a, rows=_loss.has_rows(loss, i)) for i, a in enumerate(arguments)]
+        results = {i: a.reshape(count, *a.shape[len(shape) :]) for i, a in outputs.items()}
+        size = max(1, ROWS // max(1, width))
+        tape = self._tape(formula, inputs)
+
+        def part(start: int, stop: int) -> list[T]:
+            own_tape, done = tape.copy(), []
+            with self.quiet():
+                for begin in range(start, stop, size):
+                    cut = slice(begin, min(begin + size, stop))
+                    own = [a[cut] if np.ndim(a) else a for a in inputs]
+                    done.append(work(own_tape, own, {i: out[cut] for i, out in results.items()}))
+            own_tape.release()
+            return done
+
+        threads = allowed() if arguments[0].size >= FOR_THREADS else 1
+        cuts = [count * k // threads for k in range(threads + 1)]
+        return [result for done in shared(part, cuts) for result in done]
+
     def _tape(self, formula: "_Formula", arguments: list[Any]) -> Replay:
         """Return what was noted of this formula, for numbers and dtypes as these."""
         key = (
             formula.key,
-            *(a.dtype if isinstance(a, np.ndarray) and a.ndim else repr(a) for a in arguments),
+            *((a.dtype, a.shape[1:]) if np.ndim(a) else repr(a) for a in arguments),
         )
         return TAPES.get(key) or _noted(key, formula, arguments)
+
+
+def _empty(call: Call, dtype: Any = None, *, rows: bool = False) -> Array:
+    """Return a new array for the losses of a call, or for rows as its inputs have."""
+    first = call.operands[0]
+    dtype = first.dtype if dtype is None else dtype
+    if call.loss.rowwise:
+        return np.empty(first.shape if rows else call.shape, dtype=dtype)
+    return np.empty_like(first, dtype=dtype, subok=False)  # laid as it is, to be written in order
 
 
 def _noted(key: Any, formula: Callable[..., tuple[Any, ...]], arguments: list[Any]) -> Replay:
@@ -344,8 +431,8 @@ def _noted(key: Any, formula: Callable[..., tuple[Any, ...]], arguments: list[An
 
 
 def _is_simple(call: Call) -> bool:
-    """Whether there are no weights, and numbers for parameters."""
-    if call.weight is not None:
+    """Whether it is elementwise, without weights, with labels, and numbers for parameters."""
+    if call.weight is not None or call.loss.rowwise or call.loss.label is None:
         return False
     for parameter in call.operands[len(call.loss.inputs) + 1 :]:
         if type(parameter) is not float:
@@ -405,11 +492,11 @@ class _Formula:
 
     def __call__(self, *arguments: Any) -> tuple[Any, ...]:
         count = len(self.call.arguments)
-        first, at = arguments[0], self.call.position_of_label
-        if arguments[at].dtype.kind == "i":  # no other integer rounds to 1, so this is quicker
-            label = _loss.cast(np, arguments[at], first.dtype)
-            arguments = (*arguments[:at], label, *arguments[at + 1 :])
         block = self.call.with_arguments(arguments[:count])
+        if block.loss.label is not None and block.label.dtype.kind == "i":
+            # No other integer rounds to 1, so this is quicker.
+            at, label = len(block.loss.inputs), _loss.cast(np, block.label, arguments[0].dtype)
+            block = block.with_arguments((*arguments[:at], label, *arguments[at + 1 : count]))
         good = _good(block) if self.check else None
         if good is not None and block.weight is None:
             block = block.as_trusted()
@@ -426,7 +513,7 @@ class _Formula:
 
 def _good(call: Call) -> Array:
     """Whether each label is 1 or -1, or does not count."""
-    good = np.abs(call.operands[call.position_of_label]) == 1
+    good = np.abs(call.label) == 1
     return good if call.weight is None else good | (call.weight == 0)
 
 

@@ -6,8 +6,10 @@ memory is touched that it stays in the nearest cache, and little time is spent i
 other threads would have to wait.
 """
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,20 +28,29 @@ _FASTER_ON_ARRAYS = frozenset({np.maximum, np.minimum})
 
 
 class _StandIn(NDArrayOperatorsMixin):
-    """Stands for an array of one axis; `sample` is one of its dtype, with a single element."""
+    """Stands for an array; `sample` is one of its dtype, with one element along the first axis."""
 
     def __init__(self, tape: "Replay", sample: Any, place: int) -> None:
         self.tape, self.sample, self.place = tape, sample, place
-        self.dtype, self.shape = sample.dtype, sample.shape
+        self.dtype, self.shape, self.ndim = sample.dtype, sample.shape, sample.ndim
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any) -> "_StandIn":
         return self.tape.note(ufunc, ufunc, inputs)
 
     def __array_function__(self, function: Any, types: Any, args: Any, options: Any) -> "_StandIn":
-        def into(*arrays: Any, out: Any) -> None:
-            np.copyto(out, function(*arrays, **options))
+        own = partial(function, **options) if options else function
 
-        return self.tape.note(into, function, args)
+        def into(*arrays: Any, out: Any) -> None:
+            np.copyto(out, own(*arrays))
+
+        return self.tape.note(into, own, args)
+
+    def __getitem__(self, index: Any) -> "_StandIn":
+        return self.apply(lambda array: array[index])
+
+    def apply(self, function: Callable[..., Any], *others: Any) -> "_StandIn":
+        """Note a function that may return what it was given, or a view of it."""
+        return self.tape.note(None, function, (self, *others))
 
     def astype(self, dtype: Any, **_: object) -> "_StandIn":
         def into(array: Any, out: Any) -> None:
@@ -51,12 +62,13 @@ class _StandIn(NDArrayOperatorsMixin):
 class Replay:
     """A formula that returns a tuple, of arrays and None; the next call overwrites the arrays.
 
-    It is to be called with arrays of one axis and one size, and with the same numbers each time.
+    It is to be called with arrays of one length, whose other axes are always the same, and with the
+    same numbers each time.
     """
 
     def __init__(self, formula: Callable[..., tuple[Any, ...]], arguments: list[Any]) -> None:
         """Note what `formula` does with `arguments`, of which it sees but one element."""
-        self._steps: list[tuple[Callable[..., Any], list[int], int]] = []
+        self._steps: list[tuple[Callable[..., Any] | None, list[int], int]] = []
         self._functions: list[Callable[..., Any]] = []  # those of the steps, without `out`
         self._quick: list[tuple[Callable[..., Any], int, int | None, int]] = []
         self._results: list[Any] = []  # their places, or None
@@ -79,7 +91,7 @@ class Replay:
 
     def __call__(self, arguments: list[Any], outputs: dict[int, Any]) -> list[Any]:
         """Return what the formula does for `arguments`; `outputs` take some of the results."""
-        size = next(a.size for a in arguments if isinstance(a, np.ndarray) and a.ndim)
+        size = next(len(a) for a in arguments if isinstance(a, np.ndarray) and a.ndim)
         if size != self._size:
             self._fit(size)
         arrays = self._arrays
@@ -93,8 +105,12 @@ class Replay:
                 taken.add(place)
             else:
                 copies.append((place, output))
-        for function, sources, target in self._steps:
-            function(*[arrays[i] for i in sources], out=arrays[target])
+        for (into, sources, target), function in zip(self._steps, self._functions, strict=True):
+            inputs = [arrays[i] for i in sources]
+            if into is None:
+                arrays[target] = function(*inputs)
+            else:
+                into(*inputs, out=arrays[target])
         for place, output in copies:
             output[...] = arrays[place]
         return [None if place is None else arrays[place] for place in self._results]
@@ -126,29 +142,38 @@ class Replay:
         return [outputs[i].reshape(shape) if i in outputs else r for i, r in enumerate(results)]
 
     def note(
-        self, into: Callable[..., Any], function: Callable[..., Any], inputs: tuple[Any, ...]
+        self, into: Callable[..., Any] | None, function: Callable[..., Any], inputs: tuple[Any, ...]
     ) -> _StandIn:
-        """Note a step, and stand in for the output."""
+        """Note a step, and stand in for the output. Without `into` that may lie in an input."""
         # A number has the dtype of what it meets, and not that of the condition of a `where`.
         kinds = [i.dtype for i in inputs if isinstance(i, _StandIn)]
         like = next((kind for kind in kinds if kind.kind != "b"), kinds[0])
+        whole = into in _FASTER_ON_ARRAYS and max(getattr(i, "ndim", 0) for i in inputs) == 1
         sources = [
-            i if isinstance(i, _StandIn) else self._constant(i, getattr(i, "dtype", like))
+            i
+            if isinstance(i, _StandIn)
+            else self._constant(i, getattr(i, "dtype", like), whole=whole)
             for i in inputs
         ]
         places = [source.place for source in sources]
         for step, operands, target in self._steps:
-            if step is into and operands == places:
+            if step is not None and step is into and operands == places:
                 return _StandIn(self, self._arrays[target], target)
         result = self._add(function(*(source.sample for source in sources)))
         self._steps.append((into, places, result.place))
         self._functions.append(function)
         return result
 
-    def _constant(self, value: Any, dtype: Any) -> _StandIn:
+    def _constant(self, value: Any, dtype: Any, *, whole: bool) -> _StandIn:
         sample = np.asarray(value, dtype)
-        place = self._constants.setdefault((sample.tobytes(), dtype), len(self._arrays))
-        return self._add(sample) if place == len(self._arrays) else _StandIn(self, sample, place)
+        key = sample.tobytes(), dtype, whole
+        if key in self._constants:
+            return _StandIn(self, sample, self._constants[key])
+        added = self._add(sample)
+        self._constants[key] = added.place
+        if whole:
+            self._filled.append(added.place)
+        return added
 
     def _add(self, sample: Any) -> _StandIn:
         self._arrays.append(sample)
@@ -158,27 +183,36 @@ class Replay:
         self._arrays = list(arguments)
         results = formula(
             *(
-                _StandIn(self, a[(0,) * (a.ndim - 1)][:1].copy(), i)
-                if isinstance(a, np.ndarray) and a.ndim
-                else a
+                _StandIn(self, a[:1].copy(), i) if isinstance(a, np.ndarray) and a.ndim else a
                 for i, a in enumerate(arguments)
             )
         )
         self._arrays[: len(arguments)] = [None] * len(arguments)  # let go of them
         last = {result.place: len(self._steps) for result in results if result is not None}
-        for i, (_, sources, _) in reversed([*enumerate(self._steps)]):
+        for i, (into, sources, target) in reversed([*enumerate(self._steps)]):
             for source in sources:
                 last.setdefault(source, i)
+                if into is None:  # what may lie in its input needs that as long as itself
+                    last[source] = max(last[source], last.get(target, i))
+
+        dying: dict[int, list[int]] = {}
+        for place, i in last.items():
+            dying.setdefault(i, []).append(place)
 
         # What a step gives may lie where something lay that no later step needs.
         home: dict[int, int] = {}
         free: list[int] = []
         for i, (function, sources, target) in enumerate(self._steps):
-            done = [home[s] for s in {*sources} if s in home and last[s] == i]
+            done = [home[s] for s in dying.get(i, ()) if s in home]
+            if function is None:
+                free += done
+                self._steps[i] = None, [home.get(s, s) for s in sources], target
+                continue
             fit = [
                 place
                 for place in (*done, *free)
                 if self._arrays[place].dtype == self._arrays[target].dtype
+                and self._arrays[place].shape == self._arrays[target].shape
                 and not (function is np.sign and place in done)  # ten times slower in place
             ]
             home[target] = fit[0] if fit else target
@@ -189,16 +223,15 @@ class Replay:
             for function, (_, sources, target) in zip(self._functions, self._steps, strict=True)
         ]
         self._scratch = dict.fromkeys(home.values())
-        read = {s for f, sources, _ in self._steps if f in _FASTER_ON_ARRAYS for s in sources}
-        self._filled = [p for p in sorted(read) if p in self._constants.values()]
         self._results = [r and home.get(r.place, r.place) for r in results]
 
     def _fit(self, size: int) -> None:
         for place, old in self._scratch.items():
-            dtype = self._arrays[place].dtype
-            nbytes = size * dtype.itemsize
+            dtype, shape = self._arrays[place].dtype, (size, *self._arrays[place].shape[1:])
+            nbytes = math.prod(shape) * dtype.itemsize
             new = old if old is not None and old.size >= nbytes else _taken(nbytes)
-            self._scratch[place], self._arrays[place] = new, new[:nbytes].view(dtype)
+            self._scratch[place] = new
+            self._arrays[place] = new[:nbytes].view(dtype).reshape(shape)
         for place in self._filled:
             self._arrays[place] = _full(self._arrays[place], size)
         self._size = size

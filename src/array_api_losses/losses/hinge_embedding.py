@@ -163,9 +163,13 @@ class HingeEmbeddingLoss(LossInstance):
     reduction: str = "mean"
     name: str | None = None
 
+    def loss(self, name: str) -> Loss:
+        """Return the loss of which this is an instance."""
+        return HINGE_EMBEDDING
+
     @loss_function
     def __call__(self, input: Array, label: Array, *, weight: Array | None = None) -> Call:
         """Return the loss; arguments, result and errors are those of `hinge_embedding_loss`."""
-        return self.call(HINGE_EMBEDDING, (input, label, self.margin), weight)
+        return self.call(input, label, weight=weight)
 
     forward = __call__
