@@ -5,7 +5,13 @@ from array_api_losses import __version__ as release
 project = "array-api-losses"
 author = "The array-api-losses developers"
 version = release
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.napoleon"]
+extensions = [
+    "matplotlib.sphinxext.plot_directive",
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+]
 exclude_patterns = ["_build"]
 default_role = "code"
 
@@ -13,6 +19,10 @@ autodoc_typehints = "none"  # the docstrings say more than `Any` does
 napoleon_google_docstring = False
 napoleon_use_param = False  # types are prose, not references
 napoleon_use_rtype = False
+
+plot_formats = ["svg"]
+plot_html_show_formats = False
+plot_html_show_source_link = False
 
 myst_heading_anchors = 3
 html_theme = "pydata_sphinx_theme"
