@@ -44,7 +44,7 @@ FEATURES: dict[str, dict[str, bool]] = {
     "own autodiff": {"numpy": False, "strict": False, "torch": True, "jax": True, "dask": False, "cupy": False},
 }  # fmt: skip
 
-ARRAYS = ("test_values", "test_gradients", "test_mutants", "test_properties")
+ARRAYS = ("test_values", "test_gradients", "test_mutants", "test_properties", "test_rows")
 CALLS = ("test_values", "test_mutants")
 FEW = ("test_modes",)
 

@@ -306,6 +306,167 @@ WRONG_LABELS: dict[str, tuple[Make, str]] = {
 }
 
 
+def _rows(b: Backend, width: int = 3) -> Any:
+    return b.asarray([[0.5 * i - j for j in range(width)] for i in range(4)], "float32")
+
+
+def _scores(**changes: Callable[[Backend], Any]) -> Make:
+    good = {"input": _x, "other": _y, "label": _y}
+    return lambda b: {name: make(b) for name, make in {**good, **changes}.items()}
+
+
+def _vectors(**changes: Callable[[Backend], Any]) -> Make:
+    good = {"input1": _rows, "input2": _rows, "label": _y}
+    return lambda b: {name: make(b) for name, make in {**good, **changes}.items()}
+
+
+def _triplets(**changes: Callable[[Backend], Any]) -> Make:
+    good = {"input": _rows, "positive": _rows, "negative": _rows}
+    return lambda b: {name: make(b) for name, make in {**good, **changes}.items()}
+
+
+BAD_OF_OTHERS: dict[str, dict[str, tuple[Make, type[Exception], str]]] = {
+    "margin_ranking_loss": {
+        "column of scores": (
+            _scores(other=_of([[1.0]] * 4, "float32")),
+            ValueError,
+            "`input` has shape (4,) but `other` has shape (4, 1). Broadcasting would compare 16"
+            " pairs, not 4. Reshape one of them, e.g. `other = xp.reshape(other, input.shape)`.",
+        ),
+        "another dtype": (
+            _scores(other=_of([1.0] * 4, "float64")),
+            TypeError,
+            "`other` has dtype float64 but `input` has dtype float32; it must have the same."
+            " Convert it, e.g. `other = xp.astype(other, input.dtype)`.",
+        ),
+        "int scores": (
+            _scores(other=_of([1] * 4, "int64")),
+            TypeError,
+            "`other` has dtype int64; it must be real floating. Convert it, e.g."
+            " `other = xp.astype(other, xp.float32)`.",
+        ),
+    },
+    "cosine_embedding_loss": {
+        "column of labels": (
+            _vectors(label=_of([[1.0]] * 4, "float32")),
+            ValueError,
+            "`input1` has shape (4, 3), rows of shape (4,), but `label` has shape (4, 1)."
+            " Broadcasting would compare 16 pairs, not 4. Reshape one of them, e.g."
+            " `label = xp.reshape(label, input1.shape[:-1])`.",
+        ),
+        "one label": (
+            _vectors(label=_of([1.0], "float32")),
+            ValueError,
+            "`input1` has shape (4, 3), rows of shape (4,), but `label` has shape (1,)."
+            " Broadcasting would compare 4 pairs, not 4. If that is meant, say so:"
+            " `label = xp.broadcast_to(label, input1.shape[:-1])`.",
+        ),
+        "a label for each entry": (
+            _vectors(label=_of([[1.0] * 3] * 4, "float32")),
+            ValueError,
+            "`input1` has shape (4, 3), rows of shape (4,), but `label` has shape (4, 3). It must"
+            " be that of the rows.",
+        ),
+        "other vectors": (
+            _vectors(input2=lambda b: _rows(b, 2)),
+            ValueError,
+            "`input1` has shape (4, 3) but `input2` has shape (4, 2). They must be the same.",
+        ),
+        "one vector for all": (
+            _vectors(input2=_of([1.0, 2.0, 3.0], "float32")),
+            ValueError,
+            "`input1` has shape (4, 3) but `input2` has shape (3,). Broadcasting would compare 12"
+            " pairs, not 12. If that is meant, say so:"
+            " `input2 = xp.broadcast_to(input2, input1.shape)`.",
+        ),
+        "a number": (
+            _vectors(input1=_of(1.0, "float32")),
+            ValueError,
+            "`input1` has shape (); a last axis is needed, along which the entries of a vector"
+            " stand. If each number is a vector, say so: `input1 = xp.reshape(input1, (1,))`.",
+        ),
+        "margin above 1": (
+            _vectors(margin=lambda b: 1.5),
+            ValueError,
+            "`margin` is 1.5; it must be between -1 and 1.",
+        ),
+        "margin below -1": (
+            _vectors(margin=lambda b: -2),
+            ValueError,
+            "`margin` is -2.0; it must be between -1 and 1.",
+        ),
+        "a margin for each entry": (
+            _vectors(margin=_of([[0.5] * 3] * 4, "float32")),
+            ValueError,
+            "`margin` has shape (4, 3), which does not broadcast to the shape (4,) of the rows of"
+            " `input1`.",
+        ),
+        "a weight for each entry": (
+            _vectors(weight=_of([[True] * 3] * 4, "bool")),
+            ValueError,
+            "`weight` has shape (4, 3), which does not broadcast to the shape (4,) of the rows of"
+            " `input1`.",
+        ),
+        "bool label": (
+            _vectors(label=_of([True] * 4, "bool")),
+            TypeError,
+            "`label` has dtype bool;"
+            + LABELS
+            + " If True stands for similar and False for dissimilar, "
+            + SIGNS,
+        ),
+    },
+    "triplet_margin_loss": {
+        "other positives": (
+            _triplets(positive=lambda b: _rows(b, 2)),
+            ValueError,
+            "`input` has shape (4, 3) but `positive` has shape (4, 2). They must be the same.",
+        ),
+        "negatives are a list": (
+            _triplets(negative=lambda b: [[1.0]]),
+            TypeError,
+            "`negative` is a list, not an array. Make it one of the library you work in, e.g."
+            " `negative = xp.asarray(negative)`.",
+        ),
+        "margin is NaN": (
+            _triplets(margin=lambda b: float("nan")),
+            ValueError,
+            "`margin` is nan; a finite number is needed.",
+        ),
+        "p below 1": (
+            _triplets(p=lambda b: 0.5),
+            ValueError,
+            "`p` is 0.5; it must be at least 1.",
+        ),
+        "p is NaN": (
+            _triplets(p=lambda b: float("nan")),
+            ValueError,
+            "`p` is nan; a finite number is needed.",
+        ),
+        "p is a string": (
+            _triplets(p=lambda b: "2"),
+            TypeError,
+            "`p` is a str; a finite real number is needed.",
+        ),
+        "p is an array": (
+            _triplets(p=_of([2.0, 2.0], "float32")),
+            TypeError,
+            "`p` is a {array}; a finite real number is needed.",
+        ),
+        "epsilon is infinite": (
+            _triplets(epsilon=lambda b: float("inf")),
+            ValueError,
+            "`epsilon` is inf; a finite number is needed.",
+        ),
+        "swap is a number": (
+            _triplets(swap=lambda b: 1),
+            TypeError,
+            "`swap` is a int; it must be True or False.",
+        ),
+    },
+}
+
+
 def _check(call: Callable[..., Any], arguments: dict[str, Any], text: str, kind: Any) -> None:
     with pytest.raises(kind) as caught:
         call(**arguments)
@@ -326,6 +487,66 @@ def test_bad_input(backend: Backend, row: str) -> None:
         if hasattr(argument, "dtype"):
             assert str(argument) == str(before[name])
     assert backend.tolist(loss(_x(backend), _y(backend))) == [0.75]
+
+
+@pytest.mark.parametrize(
+    ("name", "row"), [(name, row) for name, rows in BAD_OF_OTHERS.items() for row in rows]
+)
+def test_bad_input_of_others(backend: Backend, name: str, row: str) -> None:
+    make, kind, text = BAD_OF_OTHERS[name][row]
+    function, arguments = getattr(xpl, name), make(backend)
+    text = text.replace("{array}", type(_x(backend)).__name__)
+    _check(function, arguments, f"{name}: {text}", kind)
+    _check(function, arguments, f"{name}: {text}", kind)  # also when looked up
+    _check(xpl.value_and_grad(function), arguments, f"{name}: {text}", kind)
+    _check(function, {**arguments, "name": "mine"}, f"mine: {text}", kind)
+
+
+def test_bad_shapes_after_a_good_call(backend: Backend) -> None:
+    """What has agreed once is looked up, but not its shapes."""
+    a, y = _rows(backend), _y(backend)
+    name, one = "cosine_embedding_loss", backend.asarray(1.0, "float32")
+    xpl.cosine_embedding_loss(a, a, y)
+    with pytest.raises(ValueError, match="`input2` has shape"):
+        xpl.cosine_embedding_loss(a, _rows(backend, 2), y)
+    with pytest.raises(ValueError, match="`label` has shape"):
+        xpl.cosine_embedding_loss(a, a, a)
+    with pytest.raises(ValueError, match=f"{name}: `input1` has shape \\(\\); a last axis"):
+        xpl.cosine_embedding_loss(one, one, one)
+
+
+def test_wrong_labels_of_rows(backend: Backend) -> None:
+    backend.require("reads labels")
+    arguments = _vectors(label=_of([1, -1, 0, 2], "int8"))(backend)
+    text = "`label` has 2 elements that are neither 1 nor -1; the first is 0 at index (2,). If 0"
+    text = f"cosine_embedding_loss: {text} stands for dissimilar, {SIGNS}"
+    _check(xpl.cosine_embedding_loss, arguments, text, ValueError)
+    _check(xpl.value_and_grad(xpl.cosine_embedding_loss), arguments, text, ValueError)
+
+
+def test_suggested_conversions_of_rows(backend: Backend) -> None:
+    xp, a = backend.xp, _rows(backend)
+    column = backend.asarray([[1.0], [-1.0], [1.0], [1.0]], "float32")
+    xpl.cosine_embedding_loss(a, a, xp.reshape(column, a.shape[:-1]))
+    one = backend.asarray([1.0], "float32")
+    xpl.cosine_embedding_loss(a, a, xp.broadcast_to(one, a.shape[:-1]))
+    row = backend.asarray([1.0, 2.0, 3.0], "float32")
+    xpl.cosine_embedding_loss(a, xp.broadcast_to(row, a.shape), _y(backend))
+    number = xp.reshape(backend.asarray(1.0, "float32"), (1,))
+    assert backend.tolist(xpl.triplet_margin_loss(number, number, number)) == [1]
+
+
+def test_names_of_pytorch(backend: Backend) -> None:
+    a = _rows(backend)
+    for function, keyword, ours in [
+        (xpl.triplet_margin_loss, "anchor", "input"),
+        (xpl.triplet_margin_loss, "eps", "epsilon"),
+        (xpl.margin_ranking_loss, "input1", "input"),
+        (xpl.margin_ranking_loss, "input2", "other"),
+        (xpl.cosine_embedding_loss, "target", "label"),
+    ]:
+        with pytest.raises(TypeError, match=f"What is `{keyword}` in PyTorch is `{ours}` here"):
+            function(**{keyword: a})
 
 
 def test_unknown_keywords(backend: Backend) -> None:
@@ -494,18 +715,38 @@ def test_a_cotangent_must_fit(backend: Backend) -> None:
 
 
 def test_instances_check_their_parameters() -> None:
-    rows: list[tuple[dict[str, Any], type[Exception], str]] = [
-        ({"margin": "1"}, TypeError, "`margin` is a str; a finite real number is needed."),
-        ({"margin": float("inf")}, ValueError, "`margin` is inf; a finite number is needed."),
+    hinge, cosine, triplet = (
+        xpl.HingeEmbeddingLoss,
+        xpl.CosineEmbeddingLoss,
+        xpl.TripletMarginLoss,
+    )
+    rows: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+        (hinge, {"margin": "1"}, TypeError, "`margin` is a str; a finite real number is needed."),
         (
+            hinge,
+            {"margin": float("inf")},
+            ValueError,
+            "`margin` is inf; a finite number is needed.",
+        ),
+        (
+            hinge,
             {"reduction": "max"},
             ValueError,
             "`reduction` is 'max'; it must be 'none', 'sum' or 'mean'.",
         ),
+        (cosine, {"margin": 2}, ValueError, "`margin` is 2.0; it must be between -1 and 1."),
+        (triplet, {"p": 0.5}, ValueError, "`p` is 0.5; it must be at least 1."),
+        (triplet, {"swap": None}, TypeError, "`swap` is a NoneType; it must be True or False."),
+        (
+            xpl.MarginRankingLoss,
+            {"margin": None},
+            TypeError,
+            "`margin` is a NoneType; a finite real number is needed.",
+        ),
     ]
-    for arguments, kind, text in rows:
-        _check(xpl.HingeEmbeddingLoss, arguments, "HingeEmbeddingLoss: " + text, kind)
-        _check(xpl.HingeEmbeddingLoss, {**arguments, "name": "a"}, "a: " + text, kind)
+    for which, arguments, kind, text in rows:
+        _check(which, arguments, f"{which.__name__}: {text}", kind)
+        _check(which, {**arguments, "name": "a"}, "a: " + text, kind)
 
 
 def test_instances_are_named_in_errors(backend: Backend) -> None:

@@ -19,6 +19,15 @@ REDUCTIONS = ("none", "sum", "mean")
 
 _TO_SIGNS = "`label = 2 * xp.astype(label, xp.int8) - 1`"
 
+_OF_PYTORCH = {
+    "target": "label",
+    "anchor": "input",
+    "eps": "epsilon",
+    "input1": "input",
+    "input2": "other",
+}
+"""Names of arguments that are others there."""
+
 # Digits and largest exponent, as `math.frexp` counts them.
 _FORMATS = {
     "float16": (11, 16),
@@ -142,8 +151,8 @@ def explained(bind: Any, keywords: dict[str, Any], error: TypeError) -> TypeErro
                 f"{bind.__qualname__.removesuffix('.__call__')}: there is no argument `{keyword}`;"
                 f" the arguments are {', '.join(known)}."
             )
-            if keyword == "target" and "label" in known:
-                msg += " What is `target` in PyTorch is `label` here."
+            if _OF_PYTORCH.get(keyword) in known:
+                msg += f" What is `{keyword}` in PyTorch is `{_OF_PYTORCH[keyword]}` here."
             return TypeError(msg)
     return error
 

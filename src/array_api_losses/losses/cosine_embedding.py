@@ -28,8 +28,8 @@ class _Cosine(NamedTuple):
     """The cosine of each pair of rows, and what its slopes need: all of rows of moderate size."""
 
     cosine: Array
-    reciprocal: Array
-    """1 over the root of the product of squares; 0 beside a zero vector."""
+    norms: Array
+    """The product of both; 0 beside a zero vector."""
     vectors: tuple[Array, Array]
     sizes: tuple[Array, Array]
     squares: tuple[Array, Array]
@@ -39,9 +39,13 @@ def _cosine(xp: Any, a: Array, b: Array) -> _Cosine:
     (a, size_a), (b, size_b) = moderate(xp, a), moderate(xp, b)
     squares = dot(xp, a, a), dot(xp, b, b)
     # One root of the product: so the cosine of a vector with itself is exactly 1.
-    norms, reciprocal = root(xp, squares[0] * squares[1], 2)
-    cosine = dot(xp, a, b) / xp.where(norms == 0, 1, norms)
-    return _Cosine(cosine, reciprocal, (a, b), (size_a, size_b), squares)
+    norms = root(xp, squares[0] * squares[1], 2)[0]
+    cosine = dot(xp, a, b) / _nonzero(xp, norms)
+    return _Cosine(cosine, norms, (a, b), (size_a, size_b), squares)
+
+
+def _nonzero(xp: Any, values: Array) -> Array:
+    return xp.where(values == 0, 1, values)
 
 
 def _value(xp: Any, a: Array, b: Array, y: Array, margin: Array) -> Array:
@@ -57,10 +61,11 @@ def _slopes(
     turn = active - xp.maximum(y, nil)  # the slope in the cosine
 
     def in_vector(i: int) -> Array:
-        own, other = found.vectors[i], found.vectors[1 - i]
-        square, turn_of_size = found.squares[i], turn / found.sizes[i]
-        towards = turn_of_size * found.reciprocal
-        along = turn_of_size * found.cosine / xp.where(square == 0, 1, square)
+        own, other, norms = found.vectors[i], found.vectors[1 - i], found.norms
+        scaled = turn / found.sizes[i]
+        # In one order of operations, so that the two are the same where the vectors are.
+        towards = xp.where(norms == 0, norms, scaled / _nonzero(xp, norms))
+        along = scaled * found.cosine / _nonzero(xp, found.squares[i])
         return towards[..., None] * other - along[..., None] * own
 
     return (

@@ -68,7 +68,7 @@ def _loss(name: str, p: float, epsilon: float, swap: bool) -> Loss:
     """Return the loss of these distances, the same one each time."""
     check_number(name, "epsilon", epsilon)
     check_flag(name, "swap", swap)
-    if p != math.inf:
+    if not (isinstance(p, float) and p == math.inf):
         check_number(name, "p", p, (1, math.inf))
     known = _KNOWN.get((p, epsilon, swap))
     if known is None:
