@@ -5,6 +5,7 @@ What stands behind ``--`` goes to pytest: ``nox -s "tests(numpy)" -- -k margin``
 
 import ast
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -81,7 +82,8 @@ def tests(session: nox.Session, backend: str) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Build the documentation; a warning or a dead reference fails."""
+    """Build the documentation, figures and all; a warning or a dead reference fails."""
+    shutil.rmtree("docs/_build", ignore_errors=True)  # figures of an older version among it
     session.install(".", *_groups("docs"))
     session.run("sphinx-build", "-W", "-n", "-b", "html", "docs", "docs/_build/html")
 

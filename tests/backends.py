@@ -29,6 +29,7 @@ MORE_NAMES: tuple[str, ...] = ("torch:cuda", "jax:cuda")
 #             devices: it has more than one that a test can use
 #             eager: values are computed within the call
 #             large: arrays of many elements take no longer than elsewhere
+#             exact quotients: the root of a square, and a quotient of equals, are exact
 #             scalars: a scalar that the library gives back is an array like others
 FEATURES: dict[str, dict[str, bool]] = {
     "reads labels": {"numpy": True, "strict": True, "torch": True, "jax": True, "dask": False, "cupy": False},
@@ -41,6 +42,7 @@ FEATURES: dict[str, dict[str, bool]] = {
     "float64": {"numpy": True, "strict": True, "torch": True, "jax": True, "dask": True, "cupy": True},
     "large": {"numpy": True, "strict": True, "torch": True, "jax": True, "dask": True, "cupy": True},
     "scalars": {"numpy": True, "strict": True, "torch": True, "jax": True, "dask": True, "cupy": True},
+    "exact quotients": {"numpy": True, "strict": True, "torch": True, "jax": False, "dask": True, "cupy": True},
     "own autodiff": {"numpy": False, "strict": False, "torch": True, "jax": True, "dask": False, "cupy": False},
 }  # fmt: skip
 

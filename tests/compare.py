@@ -153,7 +153,9 @@ def cases(
     number = st.floats(-8, 8, width=32).filter(lambda v: v == 0 or abs(v) > 2.0**-10)
     if len(spec.inputs) > 1:  # differences are exact, so that no rounding decides on a side
         number = st.integers(-255, 255).map(lambda v: v / 64)
-    margins = st.integers(-64, 64).map(lambda v: v / 64) if "cosine" in loss else number
+    margins = number
+    if spec.margins:
+        margins = st.integers(-spec.margins, spec.margins).map(lambda v: v / 64)
 
     def numbers(size: int, elements: Any = number) -> list[float]:
         return draw(st.lists(elements, min_size=size, max_size=size))
@@ -182,26 +184,16 @@ def cases(
 
 
 def with_tie(case: Case) -> Case:
-    """Put the first element at its margin: there the slope must be 0."""
-    inputs, label = {name: list(v) for name, v in case.inputs.items()}, case.label
-    margin, width = case.margin, case.width or 0
+    """Put the first element at its margin, where that can be done exactly: there the slope is 0."""
+    inputs, label, margin = {k: list(v) for k, v in case.inputs.items()}, case.label, case.margin
     if label is not None:
         label = [-1.0, *label[1:]]
-    if "cosine" in case.loss and isinstance(margin, list):
-        margin = [0.0, *margin[1:]]
+    if isinstance(margin, list) and case.spec.tied_margin is not None:
+        margin = [case.spec.tied_margin, *margin[1:]]
     m = margin if isinstance(margin, float) else margin[0]
-    if case.loss == "hinge_embedding_loss":
-        inputs["input"][0] = m
-    elif case.loss == "margin_ranking_loss":
-        inputs["input"][0], inputs["other"][0] = 0.0, m
-    elif case.loss == "cosine_embedding_loss" and m == 0:
-        a, b = inputs.values()
-        a[:width] = [3.0, *[0.0] * (width - 1)]
-        b[:width] = [0.0, *[2.0] * (width - 1)]  # a zero vector if there is but one entry
-    elif case.loss == "triplet_margin_loss" and case.options["epsilon"] == 0:
-        a, b, c = inputs.values()
-        b[:width] = a[:width]  # two points that coincide, too
-        c[:width] = [a[0] + abs(m), *a[1:width]]
+    rows = case.spec.tie(m, *(v[: case.width or 1] for v in inputs.values()), **case.options)
+    for column, row in zip(inputs.values(), rows or (), strict=False):
+        column[: len(row)] = row
     return replace(case, inputs=inputs, label=label, margin=margin)
 
 
@@ -220,7 +212,7 @@ def fixed_cases(dtype: str = "float32", loss: str = "hinge_embedding_loss") -> l
             def numbers(size: int, most: int = 255) -> list[float]:
                 return [rng.randint(-most, most) / 64 for _ in range(size)]
 
-            most = 64 if "cosine" in loss else 255
+            most = spec.margins or 255
             case = Case(
                 shape,
                 {name: numbers(n * (width or 1)) for name in spec.inputs},

@@ -101,7 +101,7 @@ VALUES: dict[str, dict[str, Kernel]] = {
 def records(loss: str) -> tuple[Any, str, dict[Any, Loss]]:
     """Return the module of a loss, the name of what holds its records there, and these."""
     module = importlib.import_module(f"array_api_losses.losses.{loss.removesuffix('_loss')}")
-    if loss != "triplet_margin_loss":
+    if not hasattr(module, "_KNOWN"):
         name = loss.removesuffix("_loss").upper()
         return module, name, {None: getattr(module, name)}
     known = {}
@@ -190,9 +190,9 @@ SLOPES: dict[str, dict[str, tuple[str, Callable[[Loss], Loss]]]] = {
 """The argument whose gradient is wrong, and what makes it so."""
 
 KINKS = {
-    "hinge_embedding_loss": "input",
-    "margin_ranking_loss": "other",
-    "cosine_embedding_loss": "input1",
-    "triplet_margin_loss": "negative",
+    "hinge_embedding_loss": ("input", -1),
+    "margin_ranking_loss": ("other", 1),
+    "cosine_embedding_loss": ("input1", 1),
+    "triplet_margin_loss": ("negative", 1),
 }
-"""An argument whose gradient shows a wrong slope at the kink."""
+"""An argument whose gradient shows a wrong slope at the kink, and the sign of that in `steep`."""

@@ -157,23 +157,55 @@ class Spec:
 
     oracle: Callable[..., Row]
     inputs: tuple[str, ...]
+    tie: Callable[..., Sequence[list[float]] | None]
+    """From the margin, first rows and options: such rows exactly at the margin, if there can be."""
     label: bool = True
     rowwise: bool = False
     roundings: int = 0
     """How many roundings, of the size of what it is computed from, an element may be off."""
     margin: float = 0.75
+    margins: int | None = None
+    """The largest margin, in 64ths, where there is one."""
+    tied_margin: float | None = None
+    """The one margin that rows can be put at exactly, where it is not any."""
     options: tuple[dict[str, Any], ...] = ({},)
 
 
+def _at_right_angles(margin: float, a: list[float], b: list[float]) -> Sequence[list[float]] | None:
+    """Of one entry, a zero vector, whose cosine is 0 too."""
+    width = len(a)
+    return ([3.0, *[0.0] * (width - 1)], [0.0, *[2.0] * (width - 1)]) if margin == 0 else None
+
+
+def _on_a_line(
+    margin: float, a: list[float], b: list[float], c: list[float], *, epsilon: float, **_: Any
+) -> Sequence[list[float]] | None:
+    """The first two coincide, so that a distance is 0 as well."""
+    return (a, a, [a[0] + abs(margin), *a[1:]]) if epsilon == 0 else None
+
+
 LOSSES = {
-    "hinge_embedding_loss": Spec(hinge_embedding_loss, ("input",)),
-    "margin_ranking_loss": Spec(margin_ranking_loss, ("input", "other"), roundings=2),
+    "hinge_embedding_loss": Spec(hinge_embedding_loss, ("input",), lambda margin, x: ([margin],)),
+    "margin_ranking_loss": Spec(
+        margin_ranking_loss,
+        ("input", "other"),
+        lambda margin, a, b: ([0.0], [margin]),
+        roundings=2,
+    ),
     "cosine_embedding_loss": Spec(
-        cosine_embedding_loss, ("input1", "input2"), rowwise=True, roundings=24, margin=0.25
+        cosine_embedding_loss,
+        ("input1", "input2"),
+        _at_right_angles,
+        rowwise=True,
+        roundings=24,
+        margin=0.25,
+        margins=64,
+        tied_margin=0.0,
     ),
     "triplet_margin_loss": Spec(
         triplet_margin_loss,
         ("input", "positive", "negative"),
+        _on_a_line,
         label=False,
         rowwise=True,
         roundings=24,

@@ -79,18 +79,12 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
     "bool label": (
         _call(label=_of([True, False, True, True], "bool")),
         TypeError,
-        "`label` has dtype bool;"
-        + LABELS
-        + " If True stands for similar and False for dissimilar, "
-        + SIGNS,
+        "`label` has dtype bool;" + LABELS + " If True stands for 1 and False for -1, " + SIGNS,
     ),
     "unsigned label": (
         _call(label=_of([1, 0, 1, 1], "uint8")),
         TypeError,
-        "`label` has dtype uint8;"
-        + LABELS
-        + " If 1 stands for similar and 0 for dissimilar, "
-        + SIGNS,
+        "`label` has dtype uint8;" + LABELS + " If 0 stands for -1, " + SIGNS,
     ),
     "complex label": (
         _call(label=_of([1j] * 4, "complex64")),
@@ -106,8 +100,8 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
     "one label": (
         _call(label=_of([1.0], "float32")),
         ValueError,
-        "`input` has shape (4,) but `label` has shape (1,). Broadcasting would compare 4 pairs,"
-        " not 4. If that is meant, say so: `label = xp.broadcast_to(label, input.shape)`.",
+        "`input` has shape (4,) but `label` has shape (1,). If that is meant, say so:"
+        " `label = xp.broadcast_to(label, input.shape)`.",
     ),
     "three labels": (
         _call(label=lambda b: _y(b, 3)),
@@ -126,8 +120,8 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
             "label": b.asarray([1.0] * 4, "float32"),
         },
         ValueError,
-        "`input` has shape (2, 4) but `label` has shape (4,). Broadcasting would compare 8 pairs,"
-        " not 8. If that is meant, say so: `label = xp.broadcast_to(label, input.shape)`.",
+        "`input` has shape (2, 4) but `label` has shape (4,). If that is meant, say so:"
+        " `label = xp.broadcast_to(label, input.shape)`.",
     ),
     "margin is a string": (
         _call(margin=lambda b: "1"),
@@ -259,7 +253,7 @@ WRONG_LABELS: dict[str, tuple[Make, str]] = {
     "zeros": (
         _call(label=_of([1, 0, 0, 1], "int8")),
         "`label` has 2 elements that are neither 1 nor -1; the first is 0 at index (1,). If 0"
-        " stands for dissimilar, " + SIGNS,
+        " stands for -1, " + SIGNS,
     ),
     "one float beside 1": (
         _call(label=_of([1, -1, -1, 1 + 2**-23], "float32")),
@@ -357,8 +351,8 @@ BAD_OF_OTHERS: dict[str, dict[str, tuple[Make, type[Exception], str]]] = {
         "one label": (
             _vectors(label=_of([1.0], "float32")),
             ValueError,
-            "`input1` has shape (4, 3), rows of shape (4,), but `label` has shape (1,)."
-            " Broadcasting would compare 4 pairs, not 4. If that is meant, say so:"
+            "`input1` has shape (4, 3), rows of shape (4,), but `label` has shape (1,). If that"
+            " is meant, say so:"
             " `label = xp.broadcast_to(label, input1.shape[:-1])`.",
         ),
         "a label for each entry": (
@@ -375,8 +369,7 @@ BAD_OF_OTHERS: dict[str, dict[str, tuple[Make, type[Exception], str]]] = {
         "one vector for all": (
             _vectors(input2=_of([1.0, 2.0, 3.0], "float32")),
             ValueError,
-            "`input1` has shape (4, 3) but `input2` has shape (3,). Broadcasting would compare 12"
-            " pairs, not 12. If that is meant, say so:"
+            "`input1` has shape (4, 3) but `input2` has shape (3,). If that is meant, say so:"
             " `input2 = xp.broadcast_to(input2, input1.shape)`.",
         ),
         "a number": (
@@ -410,10 +403,7 @@ BAD_OF_OTHERS: dict[str, dict[str, tuple[Make, type[Exception], str]]] = {
         "bool label": (
             _vectors(label=_of([True] * 4, "bool")),
             TypeError,
-            "`label` has dtype bool;"
-            + LABELS
-            + " If True stands for similar and False for dissimilar, "
-            + SIGNS,
+            "`label` has dtype bool;" + LABELS + " If True stands for 1 and False for -1, " + SIGNS,
         ),
     },
     "triplet_margin_loss": {
@@ -519,7 +509,7 @@ def test_wrong_labels_of_rows(backend: Backend) -> None:
     backend.require("reads labels")
     arguments = _vectors(label=_of([1, -1, 0, 2], "int8"))(backend)
     text = "`label` has 2 elements that are neither 1 nor -1; the first is 0 at index (2,). If 0"
-    text = f"cosine_embedding_loss: {text} stands for dissimilar, {SIGNS}"
+    text = f"cosine_embedding_loss: {text} stands for -1, {SIGNS}"
     _check(xpl.cosine_embedding_loss, arguments, text, ValueError)
     _check(xpl.value_and_grad(xpl.cosine_embedding_loss), arguments, text, ValueError)
 

@@ -74,11 +74,10 @@ def test_a_slope_at_the_kink(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, loss: str, slope: float, own: bool
 ) -> None:
     route = _route(backend, own=own)
-    # That of the other side, be it above or below.
-    sign = -1 if loss == HINGE else 1
+    argument, sign = KINKS[loss]
     monkeypatch.setattr(records(loss)[0], "steep", steep_at_zero(sign * slope))
     plant(monkeypatch, loss, replace)
-    is_rejected(lambda: _gradients(backend, KINKS[loss], route, loss))
+    is_rejected(lambda: _gradients(backend, argument, route, loss))
 
 
 def _count_all(xp: Any, call: Any, dtype: Any) -> Any:

@@ -14,6 +14,8 @@ from typing import Any
 import modes
 import pytest
 from backends import FEATURES, MODES, NAMES, Backend
+from compare import check_value, some_cases
+from reference import LOSSES
 
 import array_api_losses as xpl
 
@@ -38,10 +40,30 @@ def test_every_public_name_is_documented() -> None:
     assert xpl.__all__ == sorted(xpl.__all__, key=lambda n: (n[0].islower(), n))
 
 
-def test_the_order_of_arguments_is_that_of_paddle() -> None:
-    names = list(inspect.signature(xpl.hinge_embedding_loss).parameters)
-    assert names == ["input", "label", "margin", "reduction", "name", "weight"]
-    assert list(inspect.signature(xpl.HingeEmbeddingLoss).parameters) == names[2:5]
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_order_of_arguments_is_that_of_paddle(name: str) -> None:
+    arrays = (*LOSSES[name].inputs, *(["label"] if LOSSES[name].label else []))
+    options = ("p", "epsilon", "swap") if name == "triplet_margin_loss" else ()
+    rest = ("margin", *options, "reduction", "name")
+    assert tuple(inspect.signature(getattr(xpl, name)).parameters) == (*arrays, *rest, "weight")
+    assert tuple(inspect.signature(_class_of(name)).parameters) == rest
+
+
+def _class_of(name: str) -> Any:
+    return getattr(xpl, name.replace("_", " ").title().replace(" ", ""))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_instance_calls_its_function(backend: Backend, name: str) -> None:
+    for case in some_cases(step=12):
+        if case.loss == name and isinstance(case.margin, float):
+            keywords = {"margin": case.margin, **case.keywords}
+            arrays = case.arrays(backend)
+            arrays.pop("margin")
+            loss = pickle.loads(pickle.dumps(_class_of(name)(**keywords)))
+            assert loss == _class_of(name)(**keywords)
+            for call in (loss, loss.forward):
+                check_value(backend, case, lambda call=call, a=arrays, **_: call(**a))
 
 
 def test_instances_are_values() -> None:
@@ -187,7 +209,9 @@ def test_the_check_notices(
     monkeypatch.setattr(check, "LIBRARIES", {name: check.LIBRARIES[name], "missing": "no_such"})
     assert check.main() == 1
     out = capsys.readouterr().out
-    assert "WRONG: losses of 6 in float32, sum of 6 in float32, mean of 6 in float32, sum" in out
+    assert (
+        "WRONG: hinge_embedding_loss: losses of 6 in float32, hinge_embedding_loss: sum of 6" in out
+    )
     assert "missing           not installed" in out
 
 

@@ -66,7 +66,9 @@ def test_a_zero_vector_by_every_route(backend: Backend, route: Route) -> None:
     case = Case((2,), {}, loss="cosine_embedding_loss", reduction="sum")
     for argument in ("input1", "input2"):
         gradient = route(backend, case, arrays, argument, backend.asarray(2.0))
-        assert backend.tolist(gradient) == [0, 0, 0, 0]
+        slopes = backend.tolist(gradient)
+        assert slopes[:2] == [0, 0]
+        assert all(abs(slope) <= 2.0**-50 for slope in slopes[2:])  # of equal vectors
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
@@ -76,8 +78,13 @@ def test_equal_vectors_cost_nothing(backend: Backend, dtype: str) -> None:
     rng = backend.np.random.default_rng(3)
     a = backend.asarray(rng.integers(-255, 255, (50, 7)) / 64, dtype)
     y = _labels(backend, [1] * 50)
-    assert set(backend.tolist(backend.call(cosine, a, a, y, 0.0, "none"))) == {0}
-    assert set(_gradients(backend, cosine, (0,), a, a, y, 0.0, "sum")[0]) == {0}
+    losses = backend.tolist(backend.call(cosine, a, a, y, 0.0, "none"))
+    (slopes,) = _gradients(backend, cosine, (0,), a, a, y, 0.0, "sum")
+    if backend.has("exact quotients"):
+        assert {*losses, *slopes} == {0}
+    unit = 2.0 ** (-53 if dtype == "float64" else -24)
+    assert all(0 <= loss <= 4 * unit for loss in losses)
+    assert all(abs(slope) <= 16 * unit for slope in slopes)
 
 
 def test_the_cosine_at_its_margin(backend: Backend) -> None:
@@ -207,7 +214,9 @@ def test_special_values_in_rows(backend: Backend) -> None:
 def test_weights_of_rows(backend: Backend) -> None:
     a, b = backend.asarray([[[1.0, 0.0]] * 3] * 2), backend.asarray([[[0.0, 1.0]] * 3] * 2)
     y = _labels(backend, [[1, -1, 1], [1, 1, -1]])
-    assert backend.tolist(backend.call(cosine, a, b, y, -0.5)) == [5 / 6]
+    assert math.isclose(
+        backend.tolist(backend.call(cosine, a, b, y, -0.5))[0], 5 / 6, rel_tol=1e-15
+    )
     for weight, mean in [
         ([1.0, 1.0, 2.0], 13 / 16), ([[2.0], [1.0]], 5 / 6), ([[1.0, 0, 0], [0, 0, 0]], 1)
     ]:  # fmt: skip

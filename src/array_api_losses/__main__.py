@@ -6,9 +6,10 @@ hand, on a few elements and on many, so that each way of running them has its tu
 
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import array_api_compat as compat
 
@@ -24,14 +25,52 @@ LIBRARIES = {
     "cupy": "cupy",
 }
 
-PAIRS = (
-    # distance, label, loss and slope at margin 1
-    (1.5, 1.0, 1.5, 1.0),
-    (0.25, -1.0, 0.75, -1.0),
-    (3.0, -1.0, 0.0, 0.0),
-    (1.0, -1.0, 0.0, 0.0),
-    (-2.0, 1.0, -2.0, 1.0),
-    (-0.5, -1.0, 1.5, -1.0),
+
+class Check(NamedTuple):
+    """A few calls in one, worked out by hand."""
+
+    loss: Callable[..., Any]
+    inputs: tuple[list[Any], ...]
+    label: list[float] | None
+    options: dict[str, Any]
+    losses: list[float]
+    slopes: list[Any]
+    """In the first input."""
+
+
+CHECKS = (
+    Check(
+        xpl.hinge_embedding_loss,
+        ([1.5, 0.25, 3.0, 1.0, -2.0, -0.5],),
+        [1, -1, -1, -1, 1, -1],
+        {},
+        losses=[1.5, 0.75, 0, 0, -2, 1.5],
+        slopes=[1, -1, 0, 0, 1, -1],
+    ),
+    Check(
+        xpl.margin_ranking_loss,
+        ([2.0, 0.5, 1.0, 0.0], [1.0, 1.0, 3.0, 0.5]),
+        [1, 1, -1, 1],
+        {"margin": 0.25},
+        losses=[0, 0.75, 0, 0.75],
+        slopes=[0, -1, 0, -1],
+    ),
+    Check(
+        xpl.cosine_embedding_loss,
+        ([[2.0, 0.0], [2.0, 0.0], [2.0, 0.0], [0.0, 0.0]], [[0.0, 2.0], [4.0, 0.0]] * 2),
+        [1, -1, -1, 1],
+        {"margin": 0.5},
+        losses=[1, 0.5, 0, 1],
+        slopes=[[0, -0.5], [0, 0], [0, 0], [0, 0]],
+    ),
+    Check(
+        xpl.triplet_margin_loss,
+        ([[0.0, 0.0]] * 3, [[4.0, 0.0], [0.0, 0.0], [0.0, 1.0]], [[0.0, 2.0]] * 3),
+        None,
+        {"epsilon": 0.0},
+        losses=[3, 0, 0],
+        slopes=[[-1, 1], [0, 0], [0, 0]],
+    ),
 )
 MANY = 2**17
 TOLERANCE = 1e-6
@@ -47,12 +86,18 @@ def devices(name: str, module: Any) -> list[Any]:
     return [None]
 
 
-def failures(xp: Any, device: Any, dtype: Any, repeats: int) -> Iterator[str]:
-    """Compare with the numbers above, each repeated."""
-    columns = [xp.asarray(list(c), dtype=dtype, device=device) for c in zip(*PAIRS, strict=True)]
-    shape = repeats, len(PAIRS)
-    x, y, losses, slopes = (xp.reshape(xp.broadcast_to(c, shape), (-1,)) for c in columns)
-    total = sum(pair[2] for pair in PAIRS) * repeats
+def failures(xp: Any, device: Any, dtype: Any, repeats: int, check: Check) -> Iterator[str]:
+    """Compare with the numbers of a check, each repeated."""
+
+    def repeated(column: list[Any]) -> Any:
+        array = xp.asarray(column, dtype=dtype, device=device)
+        shape = repeats, *array.shape
+        return xp.reshape(xp.broadcast_to(array, shape), (-1, *array.shape[1:]))
+
+    labels = () if check.label is None else (repeated(check.label),)
+    arguments = (*map(repeated, check.inputs), *labels)
+    losses, slopes = repeated(check.losses), repeated(check.slopes)
+    total = sum(check.losses) * repeats
 
     def unless(good: Any, what: str) -> Iterator[str]:
         if not good:
@@ -61,19 +106,21 @@ def failures(xp: Any, device: Any, dtype: Any, repeats: int) -> Iterator[str]:
     def differs(actual: Any, expected: Any, what: str) -> Iterator[str]:
         return unless(actual.dtype == dtype and bool(xp.all(actual == expected)), what)
 
-    loss = xpl.hinge_embedding_loss
-    yield from differs(loss(x, y, reduction="none"), losses, "losses")
-    yield from differs(loss(x, y, reduction="sum"), total, "sum")
-    mean = float(loss(x, y)) * len(PAIRS) * repeats / total
+    loss = partial(check.loss, **check.options)
+    yield from differs(loss(*arguments, reduction="none"), losses, "losses")
+    yield from differs(loss(*arguments, reduction="sum"), total, "sum")
+    mean = float(loss(*arguments)) * len(check.losses) * repeats / total
     yield from unless(abs(mean - 1) <= TOLERANCE, "mean")
-    value, gradient = xpl.value_and_grad(loss)(x, y, reduction="sum")
+    both = partial(xpl.value_and_grad(check.loss), **check.options)
+    value, gradient = both(*arguments, reduction="sum")
     yield from differs(value, total, "sum beside the gradient")
     yield from differs(gradient, slopes, "gradient")
-    try:
-        noticed = bool(xp.isnan(loss(x, 0 * y)))
-    except ValueError:
-        noticed = True
-    yield from unless(noticed, "wrong labels")
+    for label in labels:
+        try:
+            noticed = bool(xp.isnan(loss(*arguments[:-1], 0 * label)))
+        except ValueError:
+            noticed = True
+        yield from unless(noticed, "wrong labels")
 
 
 def check(name: str, module: Any) -> bool:
@@ -85,10 +132,10 @@ def check(name: str, module: Any) -> bool:
         xp, engine = compat.array_namespace(array), type(engine_of(array)).__name__
         found = []
         kinds = xp.__array_namespace_info__().dtypes(kind="real floating")
-        for kind, repeats in product(sorted(kinds), (1, MANY)):
+        for kind, repeats, one in product(sorted(kinds), (1, MANY), CHECKS):
             found += [
-                f"{what} of {len(PAIRS) * repeats} in {kind}"
-                for what in failures(xp, device, kinds[kind], repeats)
+                f"{one.loss.__name__}: {what} of {len(one.losses) * repeats} in {kind}"
+                for what in failures(xp, device, kinds[kind], repeats, one)
             ]
         verdict = f"WRONG: {', '.join(found)}" if found else "ok"
         print(f"{name:<18}{version:<14}{device or 'default'!s:<10}{engine:<8}{verdict}")

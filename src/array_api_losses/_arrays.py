@@ -256,7 +256,7 @@ def _fail_labels(xp: Any, call: "Call", label: Any, wrong: Any) -> NoReturn:
         f" the first is {value} at index {tuple(index)}."
     )
     if value == 0:
-        msg += f" If 0 stands for dissimilar, convert: {_TO_SIGNS}."
+        msg += f" If 0 stands for -1, convert: {_TO_SIGNS}."
     raise ValueError(msg)
 
 
@@ -360,7 +360,8 @@ def _fail_shape(
     joint = _broadcast(shape, other)
     if joint is not None:
         pairs = math.prod(joint)
-        msg += f" Broadcasting would compare {pairs} pairs, not {size}."
+        if pairs != size:
+            msg += f" Broadcasting would compare {pairs} pairs, not {size}."
     if size == partner:
         msg += f" Reshape one of them, e.g. `{argument} = xp.reshape({argument}, {needed})`."
     elif joint == shape:
@@ -382,9 +383,10 @@ def _fail_label_dtype(name: str, argument: str, kind: str, dtype: Any) -> NoRetu
         f"{name}: `{argument}` has dtype {dtype_name(dtype)}; it must hold 1 and -1 in a signed"
         f" integer or real floating dtype."
     )
-    if kind in {"bool", "unsigned integer"}:
-        true, false = ("True", "False") if kind == "bool" else ("1", "0")
-        msg += f" If {true} stands for similar and {false} for dissimilar, convert: {_TO_SIGNS}."
+    if kind == "bool":
+        msg += f" If True stands for 1 and False for -1, convert: {_TO_SIGNS}."
+    elif kind == "unsigned integer":
+        msg += f" If 0 stands for -1, convert: {_TO_SIGNS}."
     raise TypeError(msg)
 
 

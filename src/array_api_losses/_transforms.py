@@ -23,7 +23,8 @@ def value_and_grad(loss: Callable[..., Array], argnums: Argnums = 0) -> Callable
     ----------
     loss : function or instance of this package
     argnums : int, str or tuple of these, default 0
-        The argument to differentiate in: its position or its name ("input", "margin", "weight").
+        The argument to differentiate in: its position or its name, such as "input",
+        "margin" or "weight".
 
     Returns
     -------
@@ -42,7 +43,8 @@ def value_and_grad(loss: Callable[..., Array], argnums: Argnums = 0) -> Callable
 
     Notes
     -----
-    At ``x == margin`` the slope of a hinge is 0. An element of weight zero has gradient zero.
+    Where a loss has no derivative, at the kink of a hinge and the like, the gradient is the
+    subgradient of least norm. An element of weight zero has gradient zero.
 
     Examples
     --------
@@ -126,9 +128,9 @@ def jit(loss: Callable[..., Any]) -> Callable[..., Any]:
     -------
     function
         With the parameters and results of `loss`. It compiles at the first call for a kind of
-        array: with Numba for NumPy (unweighted losses of float32 or float64 with one margin; others
-        run as without `jit`), with `torch.compile` for PyTorch, with `jax.jit` for JAX, for Dask as
-        its chunks are, and not at all for other libraries.
+        array: with Numba for NumPy (elementwise losses of float32 or float64, without weights and
+        with one margin; others run as without `jit`), with `torch.compile` for PyTorch, with
+        `jax.jit` for JAX, for Dask as its chunks are, and not at all for other libraries.
 
     Raises
     ------

@@ -146,17 +146,19 @@ def cosine_embedding_loss(
     Notes
     -----
     Vectors of any length have a cosine, also those whose squares the dtype cannot hold; a zero
-    vector has cosine 0 with every vector, and gradient 0. The loss of a similar pair of equal
-    vectors is exactly 0, and is never negative. The gradient is 0 in every library where the cosine
-    of a dissimilar pair is exactly the margin. float16 and bfloat16 are computed in float32. On
-    size 0 "sum" is 0 and "mean" is NaN, as it is where the weights sum to 0. Lazy arrays stay lazy.
+    vector has cosine 0 with every vector, and gradient 0. No loss is negative, and that of a
+    similar pair of equal vectors is 0 (in JAX within a rounding). The gradient is 0 in every
+    library where the cosine of a dissimilar pair is exactly the margin. float16 and bfloat16 are
+    computed in float32. On size 0 "sum" is 0 and "mean" is NaN, as it is where the weights sum to
+    0. Lazy arrays stay lazy.
 
     The order and meaning of the arguments are those of
     ``paddle.nn.functional.cosine_embedding_loss``. PyTorch calls `label` ``target`` and has two
     deprecated arguments before `reduction`. Paddle adds 1e-11 to each sum of squares and PyTorch
     1e-12, so that vectors shorter than some 1e-5 have too small a cosine there, and gradients at a
-    zero vector reach 1e5 and 1e6; here nothing is added. In both the loss of any other label is 0,
-    here that is an error. Both take at most two axes.
+    zero vector are 3e5 and 1e6 long; here nothing is added. Their slope at the kink is that of the
+    side where the loss is positive. In both the loss of any other label is 0, here that is an
+    error. Both take at most two axes.
 
     Examples
     --------

@@ -153,11 +153,11 @@ def triplet_margin_loss(
     Notes
     -----
     Distances do not overflow or vanish where the squares of the entries would. The gradient of a
-    distance that is 0 is 0 in every library; for ``p=1`` it is 0 in entries of 0, for infinite `p`
-    it is shared among the entries that are largest, and with the swap between two equal distances.
-    Where the negative is exactly the margin farther the gradient is 0. float16 and bfloat16 are
-    computed in float32. On size 0 "sum" is 0 and "mean" is NaN, as it is where the weights sum to
-    0. Lazy arrays stay lazy.
+    distance that is 0 (so of equal vectors, if `epsilon` is 0) is 0 in every library; for ``p=1``
+    it is 0 in differences of 0, for infinite `p` it is shared among the differences that are
+    largest, and with the swap between two equal distances. Where the negative is exactly the
+    margin farther the gradient is 0. float16 and bfloat16 are computed in float32. On size 0 "sum"
+    is 0 and "mean" is NaN, as it is where the weights sum to 0. Lazy arrays stay lazy.
 
     The order and meaning of the arguments are those of
     ``paddle.nn.functional.triplet_margin_loss``. PyTorch calls `input` ``anchor`` and `epsilon`
