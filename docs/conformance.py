@@ -8,6 +8,7 @@ HERE = Path(__file__).parent
 GROUPS = {
     "test_values": "values",
     "test_gradients": "gradients",
+    "test_rows": "rows",
     "test_errors": "errors",
     "test_properties": "properties",
     "test_mutants": "mistakes caught",

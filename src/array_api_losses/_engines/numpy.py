@@ -17,11 +17,12 @@ import array_api_compat.numpy as np
 
 from array_api_losses import _loss
 from array_api_losses._arrays import check_labels
+from array_api_losses._engines.faster import PRIMITIVES
 from array_api_losses._engines.plain import Plain
 from array_api_losses._engines.replay import Replay
 from array_api_losses._engines.threads import allowed, shared
 from array_api_losses._loss import Array, Call, Loss
-from array_api_losses._primitives import FASTER, by_largest
+from array_api_losses._primitives import FASTER
 
 T = TypeVar("T")
 
@@ -54,68 +55,8 @@ FEW = 64
 
 SIGNS = frozenset({1, -1})
 
-_KINDS = ("f2", "f4", "f8")
-_INFINITY = {np.dtype(kind): np.asarray(math.inf, dtype=kind) for kind in _KINDS}
-_ZERO = {np.dtype(kind): np.asarray(0, dtype=kind) for kind in _KINDS}
-_LARGEST = {np.dtype(kind): np.asarray(np.finfo(kind).max) for kind in _KINDS}
-
-
-def _select(y: Any, a: Any, b: Any) -> Any:
-    # As the generic one, but NumPy takes an array sooner than a number of Python.
-    ceiling = y * _INFINITY.get(y.dtype, math.inf)
-    return np.maximum(np.minimum(a, ceiling), np.minimum(b, -ceiling))
-
-
-def _zero(y: Any) -> Any:
-    return _ZERO.get(y.dtype, 0)
-
-
-def _steep(d: Any) -> Any:
-    # `numpy.sign` takes as long as four products. One product is not enough for a subnormal.
-    largest = _LARGEST.get(d.dtype)
-    return np.sign(d) if largest is None else d * largest * largest
-
-
-_MODERATE = {np.dtype("f4"): np.float32(2**60), np.dtype("f8"): np.float64(2**500)}
-"""Squares of rows up to these, and from one over these, can be multiplied with each other."""
-
-LONG = 2**13
-"""Rows so long are added up by halves, which rounds less than one after another."""
-
-
-def _dot(a: Any, b: Any) -> Any:
-    return np.vecdot(a, b) if a.shape[-1] < LONG else np.sum(a * b, axis=-1)
-
-
-def _moderate(v: Any) -> tuple[Any, Any]:
-    # Nearly always there is nothing to do, which costs less to see than to do.
-    squares = _dot(v, v)
-    if isinstance(v, np.ndarray):
-        size = _sizes(v, squares)
-        return _divided(v, size), size
-    size = v.apply(_sizes, squares)
-    return v.apply(_divided, size), size
-
-
-def _sizes(v: Any, squares: Any) -> Any:
-    bound = _MODERATE[v.dtype]
-    low = squares < 1 / bound
-    if (squares <= bound).all() and not (low.any() and v[low].any()):
-        return np.ones_like(squares)
-    return by_largest(np, v)[1]
-
-
-def _divided(v: Any, size: Any) -> Any:
-    return v if (size == 1).all() else v / size[..., None]
-
-
-# What `numpy.sum` and array-api-compat do beforehand takes longer than a few elements do.
-FASTER["select"][np.__name__] = _select
-FASTER["zero"][np.__name__] = _zero
-FASTER["steep"][np.__name__] = _steep
-FASTER["dot"][np.__name__] = _dot
-FASTER["moderate"][np.__name__] = _moderate
-FASTER["total"][np.__name__] = lambda values, dtype: np.add.reduce(values, None, dtype)
+for primitive, function in PRIMITIVES.items():
+    FASTER[primitive][np.__name__] = function
 
 
 class _Silence(threading.local):
