@@ -19,7 +19,7 @@ Kernel = Callable[..., Any]
 
 
 def _cos(xp: Any, a: Any, b: Any, squares: Any = None) -> Any:
-    (a, _), (b, _) = moderate(xp, a), moderate(xp, b)
+    (a, *_), (b, *_) = moderate(xp, a), moderate(xp, b)
     squares = dot(xp, a, a) * dot(xp, b, b) if squares is None else squares(xp, a, b)
     return dot(xp, a, b) * root(xp, squares, 2)[1]
 
@@ -135,7 +135,7 @@ def with_slope(change: Callable[..., Any], of: int) -> Callable[[Loss], Loss]:
         def slopes(xp: Any, wanted: tuple[bool, ...], *operands: Any) -> tuple[Any, ...]:
             found = list(record.slopes(xp, wanted, *operands))
             if wanted[of]:
-                found[of] = change(xp, found[of], *operands)
+                found[of] = change(xp, found[of], *operands[-len(record.operands) :])
             return tuple(found)
 
         return replace(record, slopes=slopes)

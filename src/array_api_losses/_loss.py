@@ -34,7 +34,9 @@ class Loss:
     then the parameters.
 
     Where `rowwise`, an element is a row: inputs have a last axis, of the entries of vectors, that
-    labels, parameters and losses do not have, and come in at least float32.
+    labels, parameters and losses do not have, and come in at least float32. There `slopes(xp,
+    wanted, factor, *operands)` multiplies all slopes by a number, or by one of each row, since that
+    is cheaper where rows are still numbers.
     """
 
     name: str
@@ -291,13 +293,18 @@ def gradients(
 ) -> list[Array | None]:
     """Return the gradient in each wanted argument, by element, in at least float32."""
     wide = accumulator(xp, call.operands[0].dtype)
+    if call.loss.rowwise and call.weight is None:
+        slopes = call.loss.slopes(xp, wanted, seed[0], *call.operands)
+        seed_of_slopes = 1, None
+    else:
+        slopes, seed_of_slopes = slopes_of(xp, call, wanted), seed
     found = []
-    for i, slope in enumerate(call.loss.slopes(xp, wanted, *call.operands)):
+    for i, slope in enumerate(slopes):
         gradient = slope
         if slope is not None:
-            weight, own_seed = call.weight, seed
+            weight, own_seed = call.weight, seed_of_slopes
             if has_rows(call.loss, i):
-                weight, own_seed = along_row(weight), (along_row(seed[0]), seed[1])
+                weight, own_seed = along_row(weight), (along_row(own_seed[0]), own_seed[1])
             # The weight comes first, since 1 / W may overflow; and so that no NaN meets the seed.
             gradient = weighed(xp, weight, cast(xp, slope, wide))
             gradient = scaled(xp, gradient, own_seed)
@@ -307,6 +314,12 @@ def gradients(
     if slope_in_weight is not None:
         slope_in_weight = scaled(xp, cast(xp, slope_in_weight, wide), seed)
     return [*found, slope_in_weight]
+
+
+def slopes_of(xp: Any, call: Call, wanted: tuple[bool, ...]) -> tuple[Array | None, ...]:
+    """Return the slopes of a prepared call."""
+    factors = (1,) if call.loss.rowwise else ()
+    return call.loss.slopes(xp, wanted, *factors, *call.operands)
 
 
 def has_rows(loss: Loss, position: int) -> bool:
@@ -359,7 +372,7 @@ def pushforward(
     dtype = original.operands[0].dtype
     wide = accumulator(xp, dtype)
     wanted = tuple(t is not None for t in tangents)
-    slopes = call.loss.slopes(xp, wanted, *call.operands)
+    slopes = slopes_of(xp, call, wanted)
     terms = []
     for i, (slope, tangent) in enumerate(zip(slopes, tangents, strict=False)):
         if slope is not None:

@@ -9,6 +9,7 @@ formulas stay as they are, and the suite holds the two against each other.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 INFINITY = float("inf")
@@ -74,14 +75,20 @@ def largest(xp: Any, v: Any) -> Any:
     return xp.max(xp.abs(v), axis=-1) if v.shape[-1] else xp.sum(v, axis=-1)
 
 
-def moderate(xp: Any, v: Any) -> tuple[Any, Any]:
-    """Rows divided by a size of their own, and these sizes.
+def moderate(xp: Any, v: Any) -> tuple[Any, Any, Any]:
+    """Rows divided by a size of their own, these sizes, and the sums of squares of what results.
 
-    The squares of their entries then neither overflow nor vanish in the sum, and a row is zero, NaN
-    or infinite only if it has been so before.
+    The squares then neither overflow nor vanish in the sum, and a row is zero, NaN or infinite only
+    if it has been so before.
     """
-    faster = FASTER["moderate"].get(xp.__name__)
-    return by_largest(xp, v) if faster is None else faster(v)
+    faster = FASTER["moderate"].get(xp.__name__, partial(_moderate, xp))
+    found: tuple[Any, Any, Any] = faster(v)
+    return found
+
+
+def _moderate(xp: Any, v: Any) -> tuple[Any, Any, Any]:
+    u, size = by_largest(xp, v)
+    return u, size, dot(xp, u, u)
 
 
 def by_largest(xp: Any, v: Any) -> tuple[Any, Any]:
@@ -107,28 +114,28 @@ def length(xp: Any, v: Any, p: float) -> Any:
     return length_and_slope(xp, v, p, slope=False)[0]
 
 
-def length_and_slope(xp: Any, v: Any, p: float, *, slope: bool = True) -> tuple[Any, Any]:
-    """The p-norm of each row and its gradient, of least norm where there are several.
+def length_and_slope(xp: Any, v: Any, p: float, *, slope: bool = True) -> tuple[Any, Any, Any]:
+    """The p-norm of each row, and its gradient in two parts: rows, and a factor for each.
 
-    That is 0 at a row of zeros, 0 in entries of 0 for p = 1, and shared out among the entries that
-    are largest for infinite p.
+    It is the gradient of least norm where there are several: 0 at a row of zeros, 0 in entries of 0
+    for p = 1, and shared out among the entries that are largest for infinite p.
     """
+    if p == EUCLIDEAN:
+        u, size, squares = moderate(xp, v)
+        norm, reciprocal = root(xp, squares, p)
+        return size * norm, u, reciprocal
     if p == 1:
-        return xp.sum(xp.abs(v), axis=-1), sign(xp, v) if slope else None
+        norm = xp.sum(xp.abs(v), axis=-1)
+        return norm, sign(xp, v) if slope else None, 1
     if p == INFINITY:
         norm = largest(xp, v)
         if not slope:
-            return norm, None
+            return norm, None, 1
         top = sign(xp, v) * xp.astype(xp.abs(v) == norm[..., None], v.dtype)
         count = xp.sum(xp.abs(top), axis=-1)
-        return norm, top / xp.where(count == 0, 1, count)[..., None]
-    if p == EUCLIDEAN:
-        u, size = moderate(xp, v)
-        norm, reciprocal = root(xp, dot(xp, u, u), p)
-        return size * norm, u * reciprocal[..., None] if slope else None
+        return norm, top, 1 / xp.where(count == 0, 1, count)
     u, size = by_largest(xp, v)
-    powers = xp.abs(u) ** p
-    norm, reciprocal = root(xp, xp.sum(powers, axis=-1), p)
+    norm, reciprocal = root(xp, xp.sum(xp.abs(u) ** p, axis=-1), p)
     if not slope:
-        return size * norm, None
-    return size * norm, sign(xp, u) * (xp.abs(u) * reciprocal[..., None]) ** (p - 1)
+        return size * norm, None, 1
+    return size * norm, sign(xp, u) * (xp.abs(u) * reciprocal[..., None]) ** (p - 1), 1

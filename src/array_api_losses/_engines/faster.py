@@ -41,14 +41,16 @@ def _dot(a: Any, b: Any) -> Any:
     return np.vecdot(a, b) if a.shape[-1] < LONG else np.sum(a * b, axis=-1)
 
 
-def _moderate(v: Any) -> tuple[Any, Any]:
+def _moderate(v: Any) -> tuple[Any, Any, Any]:
     # Nearly always there is nothing to do, which costs less to see than to do.
     squares = _dot(v, v)
     if isinstance(v, np.ndarray):
         size = _sizes(v, squares)
-        return _divided(v, size), size
+        u = _divided(v, size)
+        return u, size, _squares(squares, u, size)
     size = v.apply(_sizes, squares)
-    return v.apply(_divided, size), size
+    u = v.apply(_divided, size)
+    return u, size, squares.apply(_squares, u, size)
 
 
 def _sizes(v: Any, squares: Any) -> Any:
@@ -57,6 +59,10 @@ def _sizes(v: Any, squares: Any) -> Any:
     if (squares <= bound).all() and not (low.any() and v[low].any()):
         return np.ones_like(squares)
     return by_largest(np, v)[1]
+
+
+def _squares(squares: Any, u: Any, size: Any) -> Any:
+    return squares if (size == 1).all() else _dot(u, u)
 
 
 def _divided(v: Any, size: Any) -> Any:

@@ -36,12 +36,11 @@ class _Cosine(NamedTuple):
 
 
 def _cosine(xp: Any, a: Array, b: Array) -> _Cosine:
-    (a, size_a), (b, size_b) = moderate(xp, a), moderate(xp, b)
-    squares = dot(xp, a, a), dot(xp, b, b)
+    (a, size_a, square_a), (b, size_b, square_b) = moderate(xp, a), moderate(xp, b)
     # One root of the product: so the cosine of a vector with itself is exactly 1.
-    norms = root(xp, squares[0] * squares[1], 2)[0]
+    norms = root(xp, square_a * square_b, 2)[0]
     cosine = dot(xp, a, b) / _nonzero(xp, norms)
-    return _Cosine(cosine, norms, (a, b), (size_a, size_b), squares)
+    return _Cosine(cosine, norms, (a, b), (size_a, size_b), (square_a, square_b))
 
 
 def _nonzero(xp: Any, values: Array) -> Array:
@@ -54,11 +53,11 @@ def _value(xp: Any, a: Array, b: Array, y: Array, margin: Array) -> Array:
 
 
 def _slopes(
-    xp: Any, wanted: tuple[bool, ...], a: Array, b: Array, y: Array, margin: Array
+    xp: Any, wanted: tuple[bool, ...], factor: Any, a: Array, b: Array, y: Array, margin: Array
 ) -> tuple[Array | None, ...]:
     found, nil = _cosine(xp, a, b), zero(xp, y)
     active = xp.minimum(xp.maximum(-y, nil), xp.maximum(steep(xp, found.cosine - margin), nil))
-    turn = active - xp.maximum(y, nil)  # the slope in the cosine
+    turn = (active - xp.maximum(y, nil)) * factor  # the slope in the cosine
 
     def in_vector(i: int) -> Array:
         own, other, norms = found.vectors[i], found.vectors[1 - i], found.norms
@@ -72,7 +71,7 @@ def _slopes(
         in_vector(0) if wanted[0] else None,
         in_vector(1) if wanted[1] else None,
         None,
-        -active if wanted[3] else None,
+        -active * factor if wanted[3] else None,
     )
 
 

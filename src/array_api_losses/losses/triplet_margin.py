@@ -41,25 +41,34 @@ class _Distances:
         return xp.maximum(near - far + margin, xp.zeros_like(near))
 
     def slopes(
-        self, xp: Any, wanted: tuple[bool, ...], a: Array, b: Array, c: Array, margin: Array
+        self,
+        xp: Any,
+        wanted: tuple[bool, ...],
+        factor: Any,
+        a: Array,
+        b: Array,
+        c: Array,
+        margin: Array,
     ) -> tuple[Array | None, ...]:
         p, epsilon = self.p, self.epsilon
-        near, in_ab = length_and_slope(xp, a - b + epsilon, p)
-        far, in_ac = length_and_slope(xp, a - c + epsilon, p)
+        near, in_ab, by_ab = length_and_slope(xp, a - b + epsilon, p)
+        far, in_ac, by_ac = length_and_slope(xp, a - c + epsilon, p)
         nil = xp.zeros_like(near)
-        in_bc: Any = None
         if self.swap:
-            other, in_bc = length_and_slope(xp, b - c + epsilon, p)
+            other, in_bc, by_bc = length_and_slope(xp, b - c + epsilon, p)
             share = (xp.maximum(xp.minimum(steep(xp, other - far), nil + 1), nil - 1) + 1) / 2
-            in_ac = in_ac * share[..., None]
-            in_bc = in_bc * (1 - share)[..., None]
-            far = xp.minimum(far, other)
-        active = xp.minimum(xp.maximum(steep(xp, near - far + margin), nil), nil + 1)
-        rows = active[..., None]
+            far, by_ac, by_bc = xp.minimum(far, other), by_ac * share, by_bc * (1 - share)
+        active = xp.minimum(xp.maximum(steep(xp, near - far + margin), nil), nil + 1) * factor
+        in_ab = in_ab * (active * by_ab)[..., None]
+        in_ac = in_ac * (active * by_ac)[..., None]
+        in_b, in_c = in_ab, in_ac
+        if self.swap:
+            in_bc = in_bc * (active * by_bc)[..., None]
+            in_b, in_c = in_ab + in_bc, in_ac + in_bc
         return (
-            rows * (in_ab - in_ac) if wanted[0] else None,
-            -rows * (in_ab if in_bc is None else in_ab + in_bc) if wanted[1] else None,
-            rows * (in_ac if in_bc is None else in_ac + in_bc) if wanted[2] else None,
+            in_ab - in_ac if wanted[0] else None,
+            -in_b if wanted[1] else None,
+            in_c if wanted[2] else None,
             active if wanted[3] else None,
         )
 
