@@ -51,7 +51,10 @@ def _check(backend: Backend, cases: list[Case]) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_values_and_gradients(backend: Backend, name: str) -> None:
-    _check(backend, fixed_cases(loss=name)[:: 7 if backend.library in {"torch", "jax"} else 1])
+    step = 1
+    if backend.library in {"torch", "jax"}:  # where compiling takes seconds
+        step = 7 if name == "hinge_embedding_loss" else 17
+    _check(backend, fixed_cases(loss=name)[::step])
 
 
 def test_instances_and_both_ways_round(backend: Backend) -> None:

@@ -100,6 +100,14 @@ assert xpl.hinge_embedding_loss(x, np.sign(x)) == 1.5
 assert "array_api_losses._engines.torch" not in sys.modules
 loss = torch.compile(xpl.hinge_embedding_loss, fullgraph=True, backend="aot_eager")
 assert loss(torch.tensor([1.0, 2.0]), torch.tensor([1, -1])) == 0.5
+triplet = torch.compile(xpl.triplet_margin_loss, fullgraph=True, backend="aot_eager")
+row = torch.tensor([3.0, 4.0])
+for p, far in [(2.0, 5), (1.0, 7), (3.0, 91 ** (1 / 3))]:  # of which Dynamo makes a variable
+    result = triplet(row, 0 * row, row, 1.0, p, 0.0, False)
+    assert abs(result - far - 1) < 1e-5
+instance = xpl.TripletMarginLoss(p=1, epsilon=0.0)
+instance = torch.compile(instance, fullgraph=True, backend="aot_eager")
+assert instance(row, 0 * row, row) == 8
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

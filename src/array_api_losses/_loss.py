@@ -109,6 +109,15 @@ class Call(NamedTuple):
         return self.loss.shape(self.operands[0].shape)
 
 
+def evaluated_early(function: Callable[P, None]) -> Callable[P, None]:
+    """Let TorchDynamo call a function while it compiles, and not look into it.
+
+    This is what `torch.compiler.assume_constant_result` does, without importing PyTorch.
+    """
+    function.__dict__["_dynamo_marked_constant"] = True
+    return function
+
+
 def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
     """Turn a function that binds its arguments to a `Call` into one that evaluates that call.
 

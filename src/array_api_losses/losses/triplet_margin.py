@@ -18,7 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from array_api_losses._arrays import check_flag, check_number
-from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_function
+from array_api_losses._loss import (
+    Array,
+    Call,
+    Loss,
+    LossInstance,
+    evaluated_early,
+    loss_function,
+)
 from array_api_losses._primitives import length, length_and_slope, steep
 
 _KNOWN: dict[tuple[float, float, bool], Loss] = {}
@@ -79,12 +86,20 @@ def _loss(name: str, p: float, epsilon: float, swap: bool) -> Loss:
     check_flag(name, "swap", swap)
     if not (isinstance(p, float) and p == math.inf):
         check_number(name, "p", p, (1, math.inf))
-    known = _KNOWN.get((p, epsilon, swap))
-    if known is None:
-        distances = _Distances(float(p), float(epsilon), swap)
+    # By way of `hex`, what TorchDynamo takes for a variable is a constant of the graph again.
+    key = float.fromhex(float(p).hex()), float.fromhex(float(epsilon).hex()), swap
+    _see_to(*key)
+    return _KNOWN[key]
+
+
+@evaluated_early
+def _see_to(p: float, epsilon: float, swap: bool) -> None:
+    """Have the loss of these distances in `_KNOWN`."""
+    if (p, epsilon, swap) not in _KNOWN:
         if len(_KNOWN) >= _MOST_KNOWN:
             _KNOWN.clear()
-        known = _KNOWN[p, epsilon, swap] = Loss(
+        distances = _Distances(p, epsilon, swap)
+        _KNOWN[p, epsilon, swap] = Loss(
             "triplet_margin_loss",
             value=distances.value,
             slopes=distances.slopes,
@@ -93,7 +108,6 @@ def _loss(name: str, p: float, epsilon: float, swap: bool) -> Loss:
             parameters=("margin",),
             rowwise=True,
         )
-    return known
 
 
 @loss_function
