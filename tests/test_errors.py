@@ -739,6 +739,30 @@ def test_instances_check_their_parameters() -> None:
         _check(which, {**arguments, "name": "a"}, "a: " + text, kind)
 
 
+@pytest.mark.parametrize(
+    "name", ["HingeEmbeddingLoss", "MarginRankingLoss", "CosineEmbeddingLoss", "TripletMarginLoss"]
+)
+def test_a_class_is_given_no_arrays(backend: Backend, name: str) -> None:
+    """What people write who forget to make an instance first."""
+    text = (
+        f"{name}: `margin` is an array. This is the class of the loss: arrays go to an instance of"
+        f" it, `{name}()(...)`, or to the function."
+    )
+    with pytest.raises(TypeError) as caught:
+        getattr(xpl, name)(_rows(backend), _rows(backend), _y(backend))
+    assert str(caught.value) == text
+
+
+@pytest.mark.library("numpy", "torch")
+def test_floats_that_are_too_long_or_too_short(backend: Backend) -> None:
+    if backend.library == "numpy":
+        x, found = backend.np.ones(4, "longdouble"), backend.np.dtype("longdouble").name
+    else:
+        x, found = _x(backend).to(backend.module.float8_e4m3fn), "float8_e4m3fn"
+    text = f"`input` has dtype {found}; it must be float16, bfloat16, float32 or float64."
+    _check(loss, {"input": x, "label": _y(backend)}, NAME + text, TypeError)
+
+
 def test_instances_are_named_in_errors(backend: Backend) -> None:
     arguments = {"input": _x(backend), "label": _y(backend, 3)}
     text = ": `input` has shape (4,) but `label` has shape (3,). They must be the same."

@@ -49,6 +49,23 @@ def test_gradients_of_huge_and_tiny_vectors(backend: Backend) -> None:
         assert math.isclose(second * s, 0.0336, rel_tol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_vectors_too_short_for_a_gradient(backend: Backend, dtype: str) -> None:
+    """The value is as for others; the gradient, which would be infinite, is 0."""
+    backend.require("silent")
+    tiny = 2.0 ** (-1070 if dtype == "float64" else -145)
+    a = backend.asarray([[tiny, tiny], [tiny, 0.0], [3.0, 4.0]], dtype)
+    b = backend.asarray([[tiny, tiny], [0.0, 1.0], [4.0, 3.0]], dtype)
+    y = _labels(backend, [1, 1, 1])
+    if backend.has("subnormals"):
+        losses = backend.tolist(backend.call(cosine, a, b, y, reduction="none"))
+        assert losses[:2] == [0, 1]
+    first, second = _gradients(backend, cosine, (0, 1), a, b, y, reduction="sum")
+    assert first[:4] == [0] * 4
+    assert second[:2] == [0, 0]
+    assert all(map(math.isfinite, [*first, *second]))
+
+
 def test_a_zero_vector_has_cosine_0(backend: Backend) -> None:
     a = backend.asarray([[0.0, 0.0], [0.0, 0.0], [1.0, 2.0], [0.0, 0.0]])
     b = backend.asarray([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0], [1.0, 2.0]])

@@ -126,6 +126,8 @@ def _checked(call: "Call") -> tuple["Plain", "Call"]:
 
     if engine.kind(dtype) != "real floating":
         _fail_input_dtype(name, who, engine.kind(dtype), dtype)
+    if dtype_name(dtype) not in _FORMATS:
+        _fail_input_dtype(name, who, "other", dtype)
     names = loss.operands
     for argument, array in zip(names[1:at], operands[1:at], strict=True):
         _check_like_first(call, engine, argument, array)
@@ -138,7 +140,7 @@ def _checked(call: "Call") -> tuple["Plain", "Call"]:
         mask = engine.kind(weight.dtype) == "bool"
         _check_partner(call, "weight", weight, mask=mask)
     if compiled:
-        engine = engine.compiled()
+        engine = engine.compiled(loss)
     return engine, call.with_arguments((*checked, weight))
 
 
@@ -192,6 +194,16 @@ def check_number(
         limits = f"between {low} and {high}" if high < math.inf else f"at least {low}"
         msg = f"{name}: `{argument}` is {float(number)}; it must be {limits}."
         raise ValueError(msg)
+
+
+def check_no_array(kind: str, argument: str, value: object) -> None:
+    """Refuse an array where a class is to be given numbers and names."""
+    if not isinstance(value, Real) and engine_of(value) is not None:
+        msg = (
+            f"{kind}: `{argument}` is an array. This is the class of the loss: arrays go to an"
+            f" instance of it, `{kind}()(...)`, or to the function."
+        )
+        raise TypeError(msg)
 
 
 def check_flag(name: str, argument: str, value: object) -> None:
@@ -391,7 +403,10 @@ def _fail_label_dtype(name: str, argument: str, kind: str, dtype: Any) -> NoRetu
 
 
 def _fail_input_dtype(name: str, argument: str, kind: str, dtype: Any) -> NoReturn:
-    msg = f"{name}: `{argument}` has dtype {dtype_name(dtype)}; it must be real floating."
+    needed = (
+        "float16, bfloat16, float32 or float64" if "float" in dtype_name(dtype) else "real floating"
+    )
+    msg = f"{name}: `{argument}` has dtype {dtype_name(dtype)}; it must be {needed}."
     if kind == "complex floating":
         msg += f" Take what you mean, e.g. `{argument} = xp.abs({argument})`."
     elif kind != "other":

@@ -17,7 +17,13 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeAlias
 
-from array_api_losses._arrays import agree, check_number, check_reduction, explained
+from array_api_losses._arrays import (
+    agree,
+    check_no_array,
+    check_number,
+    check_reduction,
+    explained,
+)
 from array_api_losses._primitives import total
 
 Array: TypeAlias = Any
@@ -149,8 +155,10 @@ class LossInstance:
     """Base of the classes: checks the parameters once, and lends its name to the calls."""
 
     def __post_init__(self) -> None:
-        own = self.__dict__
-        name = own["name"] or type(self).__name__
+        own, kind = self.__dict__, type(self).__name__
+        for field_, value in own.items():
+            check_no_array(kind, field_, value)
+        name = own["name"] or kind
         check_reduction(name, own["reduction"])
         loss = self.loss(name)
         for parameter in loss.parameters:

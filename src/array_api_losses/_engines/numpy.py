@@ -192,13 +192,15 @@ class NumPy(Plain):
     def device(self, array: Array) -> Any:
         return "cpu"
 
-    def compiled(self) -> Plain:
+    def compiled(self, loss: Loss) -> Plain:
+        if not _is_elementwise(loss):
+            return self
         try:
             from array_api_losses._engines import numba
         except ImportError as error:
             msg = (
                 "jit: compiling for NumPy needs Numba, which is not installed. Install it, e.g."
-                ' `pip install "array-api-losses[jit]"`.'
+                " `pip install numba`."
             )
             raise ImportError(msg) from error
         return numba.ENGINE
@@ -371,9 +373,14 @@ def _noted(key: Any, formula: Callable[..., tuple[Any, ...]], arguments: list[An
     return tape
 
 
+def _is_elementwise(loss: Loss) -> bool:
+    """Whether it is a loss of elements that have labels, which is what is fused."""
+    return loss.label is not None and not loss.rowwise
+
+
 def _is_simple(call: Call) -> bool:
-    """Whether it is elementwise, without weights, with labels, and numbers for parameters."""
-    if call.weight is not None or call.loss.rowwise or call.loss.label is None:
+    """Whether it is elementwise, without weights, and has numbers for parameters."""
+    if call.weight is not None or not _is_elementwise(call.loss):
         return False
     for parameter in call.operands[len(call.loss.inputs) + 1 :]:
         if type(parameter) is not float:

@@ -10,7 +10,7 @@ import array_api_compat as compat
 
 from array_api_losses import _loss
 from array_api_losses._arrays import check_labels, rounded
-from array_api_losses._loss import Array, Call
+from array_api_losses._loss import Array, Call, Loss
 
 KINDS = ("real floating", "signed integer", "unsigned integer", "bool", "complex floating")
 
@@ -66,8 +66,8 @@ class Plain:
         """Silence warnings of what the result shows anyway: an overflow, an infinity."""
         return nullcontext()
 
-    def compiled(self) -> "Plain":
-        """Return the engine that compiles: this one, if there is none."""
+    def compiled(self, loss: Loss) -> "Plain":
+        """Return the engine that compiles a loss: this one, if there is none."""
         return self
 
     def traits(self, arrays: tuple[Array, ...]) -> tuple[Any, ...] | None:

@@ -21,7 +21,7 @@ from torch.autograd.forward_ad import unpack_dual
 from array_api_losses import _loss
 from array_api_losses._engines import BY_TYPE
 from array_api_losses._engines.plain import Plain
-from array_api_losses._loss import Array, Call
+from array_api_losses._loss import Array, Call, Loss
 from array_api_losses._primitives import FASTER
 
 NUMPY: Any = None
@@ -150,7 +150,7 @@ class Torch(Plain):
     def _ruled(self, rule: Any, call: Call) -> Array:
         return rule.apply(*_taken_apart(call))
 
-    def compiled(self) -> Plain:
+    def compiled(self, loss: Loss) -> Plain:
         return self if torch.compiler.is_compiling() else _COMPILED
 
     def checked(self, call: Call) -> Call:

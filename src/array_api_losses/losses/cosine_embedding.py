@@ -62,6 +62,7 @@ def _slopes(
     def in_vector(i: int) -> Array:
         own, other, norms = found.vectors[i], found.vectors[1 - i], found.norms
         scaled = turn / found.sizes[i]
+        scaled = xp.where(xp.isinf(scaled), 0, scaled)  # of a vector too short to have a gradient
         # In one order of operations, so that the two are the same where the vectors are.
         towards = xp.where(norms == 0, norms, scaled / _nonzero(xp, norms))
         along = scaled * found.cosine / _nonzero(xp, found.squares[i])
@@ -145,11 +146,12 @@ def cosine_embedding_loss(
     Notes
     -----
     Vectors of any length have a cosine, also those whose squares the dtype cannot hold; a zero
-    vector has cosine 0 with every vector, and gradient 0. No loss is negative, and that of a
-    similar pair of equal vectors is 0 (in JAX within a rounding). The gradient is 0 in every
-    library where the cosine of a dissimilar pair is exactly the margin. float16 and bfloat16 are
-    computed in float32. On size 0 "sum" is 0 and "mean" is NaN, as it is where the weights sum to
-    0. Lazy arrays stay lazy.
+    vector has cosine 0 with every vector, and gradient 0. (JAX takes subnormal numbers for 0; and
+    a vector so short that the dtype cannot hold its gradient has gradient 0 too.) No loss is
+    negative, and that of a similar pair of equal vectors is 0 (in JAX within a rounding). The
+    gradient is 0 in every library where the cosine of a dissimilar pair is exactly the margin.
+    float16 and bfloat16 are computed in float32. On size 0 "sum" is 0 and "mean" is NaN, as it is
+    where the weights sum to 0. Lazy arrays stay lazy.
 
     The order and meaning of the arguments are those of
     ``paddle.nn.functional.cosine_embedding_loss``. PyTorch calls `label` ``target`` and has two
