@@ -170,7 +170,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 # Documented examples use NumPy and Numba; pages with several libraries run where all of these are.
 _patterns = ["src/*/*.py", "src/*/*/*.py"] if _there("numpy", "numba") else []
-_pages = ["README.md", "docs/*.md"] if _there("numpy", "torch", "jax", "dask") else []
+_needed = "numpy", "torch", "jax", "dask", "sklearn", "matplotlib"
+_pages = ["README.md", "docs/*.md"] if _there(*_needed) else []
 pytest_collect_file = (
     Sybil(parsers=[DocTestParser()], patterns=_patterns)
     + Sybil(parsers=[PythonCodeBlockParser()], patterns=_pages)
