@@ -29,7 +29,7 @@ class Case:
     shape: tuple[int, ...]
     inputs: dict[str, list[float]]
     label: list[float] | None = None
-    margin: float | list[float] = 1.0
+    margin: float | list[float] | None = 1.0
     margin_shape: tuple[int, ...] = ()
     weight: list[float] | None = None
     weight_shape: tuple[int, ...] = ()
@@ -71,11 +71,10 @@ class Case:
         arrays = {name: make(v, self.full, self.dtype) for name, v in self.inputs.items()}
         if self.label is not None:
             arrays["label"] = make(self.label, self.shape, self.label_dtype)
-        arrays["margin"] = (
-            self.margin
-            if isinstance(self.margin, float)
-            else make(self.margin, self.margin_shape, self.dtype)
-        )
+        if isinstance(self.margin, list):
+            arrays["margin"] = make(self.margin, self.margin_shape, self.dtype)
+        elif self.margin is not None:
+            arrays["margin"] = self.margin
         if self.weight is not None:
             arrays["weight"] = make(self.weight, self.weight_shape, self.dtype)
         return arrays
@@ -83,16 +82,16 @@ class Case:
     @property
     def differentiable(self) -> tuple[str, ...]:
         """The names of the arguments that have a gradient."""
-        margin = () if isinstance(self.margin, float) else ("margin",)
+        margin = ("margin",) if isinstance(self.margin, list) else ()
         return (*self.inputs, *margin, *(() if self.weight is None else ("weight",)))
 
     def answer(self, cotangent: list[float] | None = None) -> reference.Answer:
         """Return the exact result."""
         n = math.prod(self.shape)
         margin = (
-            [self.margin] * n
-            if isinstance(self.margin, float)
-            else [self.margin[i] for i in sources(self.shape, self.margin_shape)]
+            [self.margin[i] for i in sources(self.shape, self.margin_shape)]
+            if isinstance(self.margin, list)
+            else [self.margin] * n
         )
         weight = (
             [1.0] * n
@@ -103,7 +102,8 @@ class Case:
             v if self.width is None else [v[i * self.width :][: self.width] for i in range(n)]
             for v in self.inputs.values()
         ]
-        columns += [margin] if self.label is None else [self.label, margin]
+        columns += [] if self.label is None else [self.label]
+        columns += [] if self.margin is None else [margin]
         ones = [1.0] * (n if self.reduction == "none" else 1)
         return reference.answer(
             partial(self.spec.oracle, **self.options),
@@ -169,7 +169,11 @@ def cases(
         shape,
         inputs={name: numbers(n * (width or 1)) for name in spec.inputs},
         label=numbers(n, st.sampled_from([-1.0, 1.0])) if spec.label else None,
-        margin=draw(margins) if draw(st.booleans()) else numbers(math.prod(margin_shape), margins),
+        margin=None
+        if spec.margin is None
+        else draw(margins)
+        if draw(st.booleans())
+        else numbers(math.prod(margin_shape), margins),
         margin_shape=margin_shape,
         weight=weights if draw(st.booleans()) else None,
         weight_shape=weight_shape,
@@ -190,7 +194,7 @@ def with_tie(case: Case) -> Case:
         label = [-1.0, *label[1:]]
     if isinstance(margin, list) and case.spec.tied_margin is not None:
         margin = [case.spec.tied_margin, *margin[1:]]
-    m = margin if isinstance(margin, float) else margin[0]
+    m = margin[0] if isinstance(margin, list) else margin
     rows = case.spec.tie(m, *(v[: case.width or 1] for v in inputs.values()), **case.options)
     for column, row in zip(inputs.values(), rows or (), strict=False):
         column[: len(row)] = row
@@ -218,7 +222,7 @@ def fixed_cases(dtype: str = "float32", loss: str = "hinge_embedding_loss") -> l
                 {name: numbers(n * (width or 1)) for name in spec.inputs},
                 [rng.choice([-1.0, 1.0]) for _ in range(n)] if spec.label else None,
                 margin=spec.margin
-                if margin_shape is None
+                if margin_shape is None or spec.margin is None
                 else numbers(math.prod(margin_shape), most),
                 margin_shape=margin_shape or (),
                 weight=None

@@ -158,12 +158,18 @@ class Spec:
     oracle: Callable[..., Row]
     inputs: tuple[str, ...]
     tie: Callable[..., Sequence[list[float]] | None]
-    """From the margin, first rows and options: such rows exactly at the margin, if there can be."""
+    """From the margin, first rows and options: such rows exactly at the margin, if there can be.
+
+    None if not, as in a loss without a kink.
+    """
     label: bool = True
     rowwise: bool = False
     roundings: int = 0
-    """How many roundings, of the size of what it is computed from, an element may be off."""
-    margin: float = 0.75
+    """How many roundings (2**-24 in float32) of the size that stands beside a loss or a slope an
+    element of it may be off, beside one unit in its last place.
+    """
+    margin: float | None = 0.75
+    """A margin to test with; None if the loss has none."""
     margins: int | None = None
     """The largest margin, in 64ths, where there is one."""
     tied_margin: float | None = None
