@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -12,41 +13,104 @@ from typing import Any
 
 import numpy as np
 
-MARGIN = 1.0
-LOSS = "hinge_embedding_loss"
+HINGE = "hinge_embedding_loss"
+RANKING = "margin_ranking_loss"
+COSINE = "cosine_embedding_loss"
+TRIPLET = "triplet_margin_loss"
 WARM_UP = 0.015
 """Seconds before each timing: processors, caches and threads have idled while others had a turn."""
 
 
+def _hinge(x: Any, y: Any, margin: float, xp: Any = np) -> Any:
+    return xp.where(y == 1, x, xp.maximum(0, margin - x)).mean()
+
+
+def _hinge_gradient(x: np.ndarray, y: np.ndarray, margin: float) -> Any:
+    slope = np.where(y == 1, 1, np.where(x < margin, -1, 0)).astype(x.dtype)
+    return _hinge(x, y, margin), slope / x.size
+
+
+def _ranking(a: np.ndarray, b: np.ndarray, y: np.ndarray, margin: float) -> Any:
+    return np.maximum(0, -y * (a - b) + margin).mean()
+
+
+def _ranking_gradient(a: np.ndarray, b: np.ndarray, y: np.ndarray, margin: float) -> Any:
+    loss = np.maximum(0, -y * (a - b) + margin)
+    slope = np.where(loss > 0, y, 0).astype(a.dtype) / a.size
+    return loss.mean(), -slope, slope
+
+
+def _cosine(a: np.ndarray, b: np.ndarray, y: np.ndarray, margin: float) -> Any:
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosine = (a * b).sum(axis=-1) / norms
+    return np.where(y == 1, 1 - cosine, np.maximum(0, cosine - margin)).mean()
+
+
+def _triplet(a: np.ndarray, b: np.ndarray, c: np.ndarray, margin: float) -> Any:
+    near, far = np.linalg.norm(a - b, axis=-1), np.linalg.norm(a - c, axis=-1)
+    return np.maximum(0, near - far + margin).mean()
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What the benchmarks know of a loss; PyTorch and Paddle have it under the same name."""
+
+    inputs: int
+    margin: float
+    expression: Callable[..., Any]
+    expression_gradient: Callable[..., Any] | None = None
+    row: tuple[int, ...] = ()
+    """The shape of what one loss is made of: none for elements."""
+    labels: bool = True
+
+
+LOSSES = {
+    HINGE: Loss(1, 1.0, _hinge, _hinge_gradient),
+    RANKING: Loss(2, 0.5, _ranking, _ranking_gradient),
+    COSINE: Loss(2, 0.1, _cosine, row=(128,)),
+    TRIPLET: Loss(3, 1.0, _triplet, row=(128,), labels=False),
+}
+
+
 @dataclass(frozen=True)
 class Job:
-    """What is to be computed: the mean, perhaps with its gradient in the input."""
+    """What is to be computed: the mean, perhaps with its gradient in all inputs."""
 
     size: int
+    """Elements, or rows."""
     dtype: str
     label: str
     gradient: bool
+    loss: str = HINGE
+
+    @property
+    def gradient_bytes(self) -> int:
+        """What the gradients themselves take."""
+        loss = LOSSES[self.loss]
+        entries = loss.inputs * self.size * math.prod(loss.row)
+        return entries * np.dtype(self.dtype).itemsize if self.gradient else 0
+
+
+Function = Callable[..., Any]
+"""Of the arrays; computes and waits for the result."""
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """A library's arrays, and a function of (x, y) that computes and waits for the result."""
+    """A library's arrays, and what makes a function of them that does a job."""
 
     library: str
-    value: Callable[[Any, Any], Any]
-    gradient: Callable[[Any, Any], Any] | None
+    call: Callable[[Job], Function]
     array: Callable[[np.ndarray], Any]
+    losses: tuple[str, ...] = tuple(LOSSES)
+    gradients: tuple[str, ...] = tuple(LOSSES)
     labels_of_input: bool = False
     """Whether labels must have the dtype of the input."""
 
     def can(self, job: Job) -> bool:
         """Whether this library does the job at all."""
         fits = not self.labels_of_input or job.label == job.dtype
-        return fits and (not job.gradient or self.gradient is not None)
-
-    def call(self, job: Job) -> Callable[[Any, Any], Any]:
-        """Return what does the job."""
-        return self.gradient if job.gradient and self.gradient is not None else self.value
+        return fits and job.loss in self.losses and (not job.gradient or job.loss in self.gradients)
 
 
 @cache
@@ -58,41 +122,34 @@ def _xpl() -> Any:
     return _module("array_api_losses")
 
 
-def _expression(x: np.ndarray, y: np.ndarray) -> Any:
-    return np.where(y == 1, x, np.maximum(0, MARGIN - x)).mean()
+def _with_margin(job: Job, function: Function) -> Function:
+    margin = LOSSES[job.loss].margin
+    return lambda *arrays: function(*arrays, margin)
 
 
-def _expression_gradient(x: np.ndarray, y: np.ndarray) -> Any:
-    slope = np.where(y == 1, 1, np.where(x < MARGIN, -1, 0)).astype(x.dtype)
-    return _expression(x, y), slope / x.size
+def _expression(job: Job) -> Function:
+    loss = LOSSES[job.loss]
+    gradient = loss.expression_gradient if job.gradient else None
+    return _with_margin(job, gradient or loss.expression)
 
 
 @cache
-def _function(*, gradient: bool, jit: bool) -> Callable[..., Any]:
-    loss = getattr(_xpl(), LOSS)
+def _function(name: str, *, gradient: bool, jit: bool) -> Function:
+    loss = getattr(_xpl(), name)
     loss = _xpl().jit(loss) if jit else loss
-    return _xpl().value_and_grad(loss) if gradient else loss
+    return _xpl().value_and_grad(loss, tuple(range(LOSSES[name].inputs))) if gradient else loss
 
 
-def _ours(x: Any, y: Any) -> Any:
-    return _function(gradient=False, jit=False)(x, y, MARGIN)
+def _ours(job: Job, *, jit: bool = False) -> Function:
+    return _with_margin(job, _function(job.loss, gradient=job.gradient, jit=jit))
 
 
-def _ours_gradient(x: Any, y: Any) -> Any:
-    return _function(gradient=True, jit=False)(x, y, MARGIN)
-
-
-def _jitted(x: Any, y: Any) -> Any:
-    return _function(gradient=False, jit=True)(x, y, MARGIN)
-
-
-def _jitted_gradient(x: Any, y: Any) -> Any:
-    return _function(gradient=True, jit=True)(x, y, MARGIN)
+_jitted = partial(_ours, jit=True)
 
 
 @cache
 def _loop() -> Any:
-    """Return the loss written out by hand for Numba, labels unchecked."""
+    """Return the hinge written out by hand for Numba, labels unchecked."""
     numba = importlib.import_module("numba")
 
     @numba.njit(parallel=True, fastmath=True)
@@ -108,50 +165,59 @@ def _loop() -> Any:
     return loop
 
 
-def _by_hand(x: np.ndarray, y: np.ndarray) -> Any:
-    return _loop()(x, y, x.dtype.type(MARGIN))
+def _by_hand(job: Job) -> Function:
+    loop, margin = _loop(), np.dtype(job.dtype).type(LOSSES[job.loss].margin)
+    return lambda x, y: loop(x, y, margin)
 
 
-def _jax_expression(x: Any, y: Any) -> Any:
-    jnp = _module("jax.numpy")
-    return jnp.where(y == 1, x, jnp.maximum(0, MARGIN - x)).mean()
+def _jax_expression(job: Job) -> Function:
+    return _with_margin(job, partial(_hinge, xp=_module("jax.numpy")))
 
 
-@cache
-def _in_jit() -> Any:
-    return importlib.import_module("jax").jit(_jax_expression)
+def _jax_jitted(job: Job) -> Function:
+    return _module("jax").jit(_jax_expression(job))
 
 
-def _jax_jitted(x: Any, y: Any) -> Any:
-    return _in_jit()(x, y)
+def _own(library: str) -> Callable[[Job], Function]:
+    """Return what makes the library's own function, which takes the same arguments as ours."""
+
+    def call(job: Job) -> Function:
+        function = getattr(_module(library).nn.functional, job.loss)
+        return partial(function, margin=LOSSES[job.loss].margin)
+
+    return call
 
 
-def _torch_backward(loss: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    def run(x: Any, y: Any) -> Any:
-        x = x.detach().requires_grad_()
-        loss(x, y).backward()
-        return x.grad
-
-    return run
+def _torch_tracked(tensor: Any) -> Any:
+    return tensor.detach().requires_grad_()
 
 
-def _torch_own(x: Any, y: Any) -> Any:
-    return _module("torch").nn.functional.hinge_embedding_loss(x, y, margin=MARGIN)
+def _paddle_tracked(tensor: Any) -> Any:
+    tensor = tensor.detach()
+    tensor.stop_gradient = False
+    return tensor
+
+
+def _backward(
+    make: Callable[[Job], Function], tracked: Callable[[Any], Any] = _torch_tracked
+) -> Callable[[Job], Function]:
+    """Return the same, with gradients through the library's own autograd."""
+
+    def call(job: Job) -> Function:
+        loss, inputs = make(replace(job, gradient=False)), LOSSES[job.loss].inputs
+
+        def run(*arrays: Any) -> Any:
+            leaves = [tracked(array) for array in arrays[:inputs]]
+            loss(*leaves, *arrays[inputs:]).backward()
+            return [leaf.grad for leaf in leaves]
+
+        return run if job.gradient else loss
+
+    return call
 
 
 def _from_numpy(array: np.ndarray) -> Any:
     return importlib.import_module("torch").from_numpy(array)
-
-
-def _paddle(x: Any, y: Any) -> Any:
-    return _module("paddle").nn.functional.hinge_embedding_loss(x, y, MARGIN)
-
-
-def _paddle_backward(x: Any, y: Any) -> Any:
-    x = x.detach()
-    x.stop_gradient = False
-    _paddle(x, y).backward()
-    return x.grad
 
 
 def _jax_array(array: np.ndarray) -> Any:
@@ -159,41 +225,55 @@ def _jax_array(array: np.ndarray) -> Any:
     return importlib.import_module("jax.numpy").asarray(array)
 
 
-def _ready(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    return lambda x, y: _module("jax").block_until_ready(call(x, y))
+def _finished(
+    make: Callable[[Job], Function], library: str, name: str
+) -> Callable[[Job], Function]:
+    """Return the same, finished by this function of the library."""
+
+    def call(job: Job) -> Function:
+        function, finish = make(job), getattr(_module(library), name)
+        return lambda *arrays: finish(function(*arrays))
+
+    return call
 
 
-def _computed(call: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
-    return lambda x, y: _module("dask").compute(call(x, y))
+_ready = partial(_finished, library="jax", name="block_until_ready")
+_computed = partial(_finished, library="dask", name="compute")
 
 
 def _dask_array(array: np.ndarray) -> Any:
     return importlib.import_module("dask.array").from_array(array, chunks=1_000_000)
 
 
+def _paddle_array(array: np.ndarray) -> Any:
+    return importlib.import_module("paddle").to_tensor(array)
+
+
+ONE = (HINGE,)
+ELEMENTS = (HINGE, RANKING)
 CONTESTANTS = {
-    "numpy": Contestant("numpy", _ours, _ours_gradient, np.asarray),
-    "numpy expression": Contestant("numpy", _expression, _expression_gradient, np.asarray),
-    "numpy, jit": Contestant("numba", _jitted, _jitted_gradient, np.asarray),
-    "numba by hand": Contestant("numba", _by_hand, None, np.asarray),
-    "torch": Contestant("torch", _ours, _torch_backward(_ours), _from_numpy),
-    "torch own": Contestant("torch", _torch_own, _torch_backward(_torch_own), _from_numpy),
-    "torch, jit": Contestant("torch", _jitted, _torch_backward(_jitted), _from_numpy),
-    "jax": Contestant("jax", _ready(_ours), _ready(_ours_gradient), _jax_array),
-    "jax expression": Contestant("jax", _ready(_jax_expression), None, _jax_array),
-    "jax expression, jit": Contestant("jax", _ready(_jax_jitted), None, _jax_array),
-    "dask": Contestant("dask", _computed(_ours), _computed(_ours_gradient), _dask_array),
+    "numpy": Contestant("numpy", _ours, np.asarray),
+    "numpy expression": Contestant("numpy", _expression, np.asarray, gradients=ELEMENTS),
+    "numpy, jit": Contestant("numba", _jitted, np.asarray, losses=ELEMENTS),
+    "numba by hand": Contestant("numba", _by_hand, np.asarray, losses=ONE, gradients=()),
+    "torch": Contestant("torch", _backward(_ours), _from_numpy),
+    "torch own": Contestant("torch", _backward(_own("torch")), _from_numpy),
+    "torch, jit": Contestant("torch", _backward(_jitted), _from_numpy, losses=ONE),
+    "jax": Contestant("jax", _ready(_ours), _jax_array),
+    "jax expression": Contestant(
+        "jax", _ready(_jax_expression), _jax_array, losses=ONE, gradients=()
+    ),
+    "jax expression, jit": Contestant(
+        "jax", _ready(_jax_jitted), _jax_array, losses=ONE, gradients=()
+    ),
+    "dask": Contestant("dask", _computed(_ours), _dask_array, losses=ONE),
     "paddle own": Contestant(
-        "paddle",
-        _paddle,
-        _paddle_backward,
-        lambda array: importlib.import_module("paddle").to_tensor(array),
-        labels_of_input=True,
+        "paddle", _backward(_own("paddle"), _paddle_tracked), _paddle_array, labels_of_input=True
     ),
 }
 
 
-def _held(call: Callable[[Any, Any], Any]) -> int:
+def _held(call: Function) -> int:
     """Return the bytes that autograd keeps between forward and backward, beside the arguments."""
     torch = importlib.import_module("torch")
     x, y = torch.randn(1_000_000).requires_grad_(), torch.ones(1_000_000)
@@ -209,11 +289,16 @@ def _held(call: Callable[[Any, Any], Any]) -> int:
     return sum(nbytes for pointer, nbytes in saved.items() if pointer not in own)
 
 
-def _arrays(contestant: Contestant, job: Job) -> tuple[Any, Any]:
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal(job.size, dtype=np.float32).astype(job.dtype)
-    y = np.where(rng.random(job.size, dtype=np.float32) < 0.5, 1, -1).astype(job.label)
-    return contestant.array(x), contestant.array(y)
+def _arrays(contestant: Contestant, job: Job) -> list[Any]:
+    rng, loss = np.random.default_rng(0), LOSSES[job.loss]
+    arrays = [
+        rng.standard_normal((job.size, *loss.row), dtype=np.float32).astype(job.dtype)
+        for _ in range(loss.inputs)
+    ]
+    if loss.labels:
+        similar = rng.random(job.size, dtype=np.float32) < 0.5
+        arrays.append(np.where(similar, 1, -1).astype(job.label))
+    return [contestant.array(array) for array in arrays]
 
 
 def _memory(field: str) -> int:
@@ -260,7 +345,7 @@ def _work(contestant: Contestant) -> None:
         elif task == "peak":
             answer = _peak(contestant, Job(**job))
         elif task == "held":
-            answer = _held(contestant.value)
+            answer = _held(contestant.call(Job(**job)))
         print(json.dumps(answer), flush=True)
 
 

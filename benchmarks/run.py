@@ -1,7 +1,8 @@
 """Time the losses against the libraries' own and the plain expression, as ratios of one run.
 
     nox -s bench             everything, about a quarter of an hour
-    nox -s bench -- --quick  under a minute
+    nox -s bench -- --quick  about a minute
+    nox -s bench -- --loss triplet_margin_loss
 
 Each contestant has a process of its own, since one library's idle threads slow down another, and
 all take turns, round by round; a ratio is the median over the rounds. Inputs are random, labels are
@@ -20,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from contestants import CONTESTANTS, Job
+from contestants import CONTESTANTS, COSINE, HINGE, LOSSES, TRIPLET, Job
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -28,29 +29,38 @@ HERE = Path(__file__).parent
 SIZES = [10, 1_000, 100_000, 1_000_000, 4_000_000, 40_000_000]
 QUICK_SIZES = [10, 100_000, 1_000_000]
 LARGE = 4_000_000
+ROWS, QUICK_ROWS = 100_000, 20_000
+ROWWISE = [name for name, loss in LOSSES.items() if loss.row]
 PAUSE = 0.01  # seconds, in which the threads of the one before stop spinning
 PEERS = ("numpy expression", "torch own", "paddle own")
 
-# What is promised: who, with gradient or not, elements, dtype of the labels, against whom, how many
-# times faster (less than 1: slower).
-BARS = [
-    ("numpy", False, 4_000_000, "float32", "numpy expression", 3.5),
-    ("numpy", False, 4_000_000, "float32", "torch own", 4),
-    ("numpy", False, 4_000_000, "int64", "numpy expression", 2.5),
-    ("numpy", True, 4_000_000, "float32", "torch own", 4.5),
-    ("numpy", True, 4_000_000, "float32", "numpy expression", 5),
-    ("numpy, jit", False, 4_000_000, "float32", "numpy expression", 12),
-    ("numpy, jit", False, 4_000_000, "float32", "numba by hand", 1 / 1.5),
-    ("torch", False, 4_000_000, "float32", "torch own", 4),
-    ("torch", True, 100_000, "float32", "torch own", 3),
-    ("torch", True, 4_000_000, "float32", "torch own", 3.5),
-    ("torch", True, 1_000, "float32", "torch own", 1 / 1.3),
-    ("jax", False, 1_000_000, "float32", "jax expression", 2),
-    ("jax", False, 1_000_000, "float32", "jax expression, jit", 1 / 1.1),
-    ("numpy", False, 10, "float32", "numpy expression", 1 / 1.5),
-    ("numpy", False, 10, "float32", "torch own", 1),
-    ("torch", False, 10, "float32", "torch own", 1 / 1.4),
-]
+# What is promised of each loss: who, with gradient or not, elements or rows, dtype of the labels,
+# against whom, how many times faster (less than 1: slower).
+BARS = {
+    HINGE: [
+        ("numpy", False, 4_000_000, "float32", "numpy expression", 3.5),
+        ("numpy", False, 4_000_000, "float32", "torch own", 4),
+        ("numpy", False, 4_000_000, "int64", "numpy expression", 2.5),
+        ("numpy", True, 4_000_000, "float32", "torch own", 4.5),
+        ("numpy", True, 4_000_000, "float32", "numpy expression", 5),
+        ("numpy, jit", False, 4_000_000, "float32", "numpy expression", 12),
+        ("numpy, jit", False, 4_000_000, "float32", "numba by hand", 1 / 1.5),
+        ("torch", False, 4_000_000, "float32", "torch own", 4),
+        ("torch", True, 100_000, "float32", "torch own", 3),
+        ("torch", True, 4_000_000, "float32", "torch own", 3.5),
+        ("torch", True, 1_000, "float32", "torch own", 1 / 1.3),
+        ("jax", False, 1_000_000, "float32", "jax expression", 2),
+        ("jax", False, 1_000_000, "float32", "jax expression, jit", 1 / 1.1),
+        ("numpy", False, 10, "float32", "numpy expression", 1 / 1.5),
+        ("numpy", False, 10, "float32", "torch own", 1),
+        ("torch", False, 10, "float32", "torch own", 1 / 1.4),
+    ],
+    COSINE: [("torch", True, rows, "float32", "torch own", 2) for rows in (ROWS, QUICK_ROWS)],
+    TRIPLET: [("torch", True, rows, "float32", "torch own", 2) for rows in (ROWS, QUICK_ROWS)],
+}
+
+# Likewise of the memory beyond arguments and gradients: who, against whom, less than which share.
+MEMORY_BAR = ("torch", "torch own", 0.1)
 
 
 class Worker:
@@ -110,16 +120,36 @@ def measure(job: Job, workers: list[Worker], rounds: int) -> list[dict[str, Any]
     ]
 
 
-def peaks(names: list[str], size: int) -> list[dict[str, Any]]:
+def jobs_of(name: str, *, quick: bool) -> list[Job]:
+    """Return what is timed of a loss."""
+    if name == HINGE:
+        kinds = [("float32", "float32"), ("float32", "int64"), ("float64", "float64")]
+        return [
+            Job(size, dtype, label, gradient)
+            for size in (QUICK_SIZES if quick else SIZES)
+            for dtype, label in kinds[: 1 if quick else None]
+            for gradient in (False, True)
+        ]
+    sizes = (QUICK_ROWS, ROWS) if LOSSES[name].row else (QUICK_SIZES[-1], LARGE)
+    size = sizes[0 if quick else 1]
+    return [Job(size, "float32", "float32", gradient, name) for gradient in (False, True)]
+
+
+def peaks(names: list[str], losses: list[str], *, quick: bool) -> list[dict[str, Any]]:
     """Return the memory beyond the arguments, each in a fresh process."""
+    jobs = [Job(ROWS, "float32", "float32", gradient=True, loss=n) for n in losses if n in ROWWISE]
+    if quick:  # as many rows: the allocator serves smaller arrays from memory it has kept
+        names = [name for name in names if name in MEMORY_BAR]
+    elif HINGE in losses:
+        jobs = [Job(SIZES[-1], "float32", "float32", gradient) for gradient in (False, True)] + jobs
     rows = []
-    for gradient in (False, True):
-        job = Job(size, "float32", "float32", gradient)
+    for job in jobs:
         for name in tqdm(names, unit="process", desc="memory"):
             if CONTESTANTS[name].can(job):
                 worker = Worker(name)
                 peak = worker.ask("peak", job)
-                rows.append({**vars(job), "contestant": name, "bytes": peak})
+                row = {**vars(job), "contestant": name, "bytes": peak}
+                rows.append({**row, "gradient bytes": job.gradient_bytes})
                 worker.end()
     return rows
 
@@ -142,33 +172,57 @@ def import_ratio(rounds: int = 15) -> float:
     return statistics.median(ratios)
 
 
+def _what(row: dict[str, Any]) -> str:
+    return "value and gradient" if row["gradient"] else "value"
+
+
 def print_times(rows: list[dict[str, Any]]) -> None:
     """Print the table of times."""
     print(f"\n{'':>12} {'':<20} {'time':>12}   times faster than")
-    print(f"{'elements':>12} {'':<20} {'':>12}   " + "   ".join(PEERS))
+    print(f"{'size':>12} {'':<20} {'':>12}   " + "   ".join(PEERS))
     for row in rows:
-        what = "value and gradient" if row["gradient"] else "value"
+        labels = f", labels {row['label']}" if LOSSES[row["loss"]].labels else ""
         faster = row["times faster"]
         ratios = "   ".join(
             f"{faster[p]:{len(p)}.2f}" if p in faster else " " * len(p) for p in PEERS
         )
         print(
             f"{row['size']:>12,} {row['contestant']:<20} {row['seconds'] * 1e6:>10,.0f}us"
-            f"   {ratios}   {row['dtype']}, labels {row['label']}, {what}"
+            f"   {ratios}   {row['loss']}, {row['dtype']}{labels}, {_what(row)}"
         )
 
 
 def print_bars(rows: list[dict[str, Any]]) -> None:
     """Print what was promised beside what was measured."""
     print("\nPromised, and measured (times faster):")
-    for name, gradient, size, label, peer, bar in BARS:
+    for loss, (name, gradient, size, label, peer, bar) in (
+        (loss, bar) for loss, bars in BARS.items() for bar in bars
+    ):
+        wanted = loss, name, gradient, size, label, "float32"
         for row in rows:
-            key = row["contestant"], row["gradient"], row["size"], row["label"], row["dtype"]
-            if key == (name, gradient, size, label, "float32") and peer in row["times faster"]:
+            keys = "loss", "contestant", "gradient", "size", "label", "dtype"
+            if tuple(row[key] for key in keys) == wanted and peer in row["times faster"]:
                 got = row["times faster"][peer]
-                what = f"{name}, {size:,}, {label}, {'with gradient' if gradient else 'value'}"
+                of = f"{name}, {size:,}, {label if loss == HINGE else loss}"
+                what = f"{of}, {'with gradient' if gradient else 'value'}"
                 verdict = "met" if got >= bar else "MISSED"
-                print(f"{what:<44} than {peer:<20} {bar:6.2f} {got:6.2f}  {verdict}")
+                print(f"{what:<52} than {peer:<20} {bar:6.2f} {got:6.2f}  {verdict}")
+
+
+def print_memory(rows: list[dict[str, Any]]) -> None:
+    """Print the peaks, and what was promised of them."""
+    print("\nMemory at the peak beyond the arguments:")
+    for row in rows:
+        of = f"{row['contestant']:<20} {row['loss']:<22} {_what(row):<20}"
+        print(f"{of} {row['bytes'] / 2**20:8.1f} MiB")
+    name, peer, bar = MEMORY_BAR
+    beyond = {(r["loss"], r["contestant"]): r["bytes"] - r["gradient bytes"] for r in rows}
+    for loss in ROWWISE:
+        if (loss, name) in beyond and (loss, peer) in beyond:
+            got = beyond[loss, name] / beyond[loss, peer]
+            verdict = "met" if got < bar else "MISSED"
+            what = f"{name}, {ROWS:,}, {loss}, beyond gradients"
+            print(f"{what:<52} of {peer}, promised < {bar:.2f} {got:6.3f}  {verdict}")
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -178,7 +232,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         chosen = sorted(
             (r["seconds"] / r["size"] * 1e9, r["contestant"])
             for r in rows
-            if r["size"] == LARGE and r["gradient"] == gradient and r["label"] == "float32"
+            if r["size"] == LARGE
+            and r["gradient"] == gradient
+            and r["label"] == "float32"
+            and r["loss"] == HINGE
         )
         times, names = zip(*reversed(chosen), strict=True)
         theirs = ("expression", "own", "by hand")
@@ -200,14 +257,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer sizes and rounds, no files")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     parser.add_argument("--chart", type=Path, default=HERE.parent / "docs" / "speed.png")
+    parser.add_argument("--loss", action="append", choices=LOSSES, help="of these alone")
     options = parser.parse_args()
-    kinds = [("float32", "float32"), ("float32", "int64"), ("float64", "float64")]
-    jobs = [
-        Job(size, dtype, label, gradient)
-        for size in (QUICK_SIZES if options.quick else SIZES)
-        for dtype, label in kinds[: 1 if options.quick else None]
-        for gradient in (False, True)
-    ]
+    losses = options.loss or list(LOSSES)
+    jobs = [job for loss in losses for job in jobs_of(loss, quick=options.quick)]
     workers = []
     for name in CONTESTANTS:
         try:
@@ -219,19 +272,20 @@ def main() -> None:
         rows += measure(job, workers, rounds=5 if options.quick or job.size > LARGE else 11)
     print_times(rows)
     print_bars(rows)
-    held = {w.name: w.ask("held") for w in workers if w.name in {"torch", "torch own"}}
+    hinge = Job(1, "float32", "float32", gradient=False)
+    held = {w.name: w.ask("held", hinge) for w in workers if w.name in {"torch", "torch own"}}
     print(f"\nHeld by PyTorch between forward and backward, beside the arguments (bytes): {held}")
     ratio = import_ratio()
     print(f"Importing takes {ratio:.2f} times as long as importing array_api_compat.")
     names = [worker.name for worker in workers]
     for worker in workers:
         worker.end()
+    able = Path("/proc/self/clear_refs").exists()
+    memory = peaks(names, losses, quick=options.quick) if able else []
+    if memory:
+        print_memory(memory)
     if options.quick:
         return
-    memory = peaks(names, SIZES[-1]) if Path("/proc/self/clear_refs").exists() else []
-    for row in memory:
-        what = "value and gradient" if row["gradient"] else "value"
-        print(f"{row['contestant']:<20} {what:<20} {row['bytes'] / 2**20:8.1f} MiB")
     machine = (
         f"{platform.machine()}, {os.cpu_count()} processors, Python {platform.python_version()}"
     )
@@ -239,13 +293,15 @@ def main() -> None:
         "machine": machine,
         "date": time.strftime("%Y-%m-%d"),
         "times": rows,
-        "memory at 40 million": memory,
+        "memory": memory,
         "held by torch": held,
         "import": ratio,
     }
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    draw(rows, options.chart)
-    print(f"Wrote {options.output} and {options.chart}.")
+    print(f"Wrote {options.output}.")
+    if HINGE in losses:
+        draw(rows, options.chart)
+        print(f"Drew {options.chart}.")
 
 
 if __name__ == "__main__":

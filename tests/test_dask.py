@@ -35,7 +35,7 @@ def test_unknown_sizes_do_not_broadcast(backend: Backend) -> None:
     for reduction in ("none", "mean"):
         for x, y in [(long, short), (short, long)]:
             lazy = loss(x, y, reduction=reduction)
-            with pytest.raises(ValueError, match="Broadcasting would compare 3 pairs, not"):
+            with pytest.raises(ValueError, match=r"has shape \(.*\) but `label` has shape"):
                 lazy.compute()
 
 
