@@ -18,6 +18,8 @@ from compare import check_value, some_cases
 from reference import LOSSES
 
 import array_api_losses as xpl
+from array_api_losses._loss import LossInstance
+from array_api_losses.losses import triplet_margin
 
 LIBRARIES = ("numpy", "torch", "jax", "dask", "cupy", "array_api_strict", "numba")
 
@@ -220,3 +222,15 @@ def test_the_matrix_is_complete() -> None:
     for row in FEATURES.values():
         assert tuple(row) == NAMES
     assert tuple(MODES) == tuple(modes.MODES)
+
+
+def test_losses_that_are_kept_are_few(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each epsilon makes a loss of its own; that of a class which has none is an error."""
+    monkeypatch.setattr(triplet_margin, "_MOST_KNOWN", 1)
+    monkeypatch.setattr(triplet_margin, "_KNOWN", {})
+    row = backend.asarray([1.0, 2.0])
+    for epsilon in (0.0, 0.5, 0.0):
+        assert backend.tolist(xpl.triplet_margin_loss(row, row, row, epsilon=epsilon)) == [1]
+        assert len(triplet_margin._KNOWN) == 1
+    with pytest.raises(NotImplementedError):
+        LossInstance().loss("of none")
