@@ -68,7 +68,7 @@ def _cutter(count: int) -> Callable[..., Any]:
 
     @register_jitable
     def compiled_cut(arrays: Any, start: int, stop: int) -> Any:
-        return first(arrays, start, stop) + (arrays[last][start:stop],)  # noqa: RUF005
+        return first(arrays, start, stop) + (arrays[last][start:stop],)
 
     return compiled_cut
 
@@ -82,7 +82,7 @@ def _reader(count: int) -> Callable[..., Any]:
 
     @register_jitable
     def compiled_read(arrays: Any, i: int) -> Any:
-        return first(arrays, i) + (arrays[last][i],)  # noqa: RUF005
+        return first(arrays, i) + (arrays[last][i],)
 
     return compiled_read
 
