@@ -295,6 +295,7 @@ def test_layouts_of_rows(backend: Backend) -> None:
 @pytest.mark.parametrize("shape", [(40_000, 9), (1, 200_000), (3, 2, 20_000)])
 def test_large_rows(backend: Backend, shape: tuple[int, ...]) -> None:
     """Blocks and threads, few rows that are long, and zero, huge and tiny ones among them."""
+    backend.require("large")
     np = backend.np
     rng = np.random.default_rng(7)
     a, b = rng.normal(size=shape), rng.normal(size=shape)
