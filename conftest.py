@@ -16,7 +16,8 @@ from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
 
-_REPORT: pytest.StashKey[dict[str, dict[str, dict[str, int]]]] = pytest.StashKey()
+_COUNTS: dict[str, dict[str, dict[str, int]]] = {}
+"""By backend, module of tests and outcome."""
 
 # Before anything imports JAX: the suite tests float64 too.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
@@ -113,12 +114,18 @@ def _there(*modules: str) -> bool:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what belongs to libraries that were not chosen, or to modules not installed."""
+    """Leave out what belongs to libraries that were not chosen, or to modules not installed.
+
+    And examples where several processes share the tests: those of one page share their variables.
+    """
+    shared = hasattr(config, "workerinput")
     chosen, left_out = [], []
     for item in items:
         marker = item.get_closest_marker("needs")
         misses = marker is not None and not _there(*marker.args)
-        (left_out if misses or "NOTSET" in item.name else chosen).append(item)
+        example = not isinstance(item, pytest.Function)
+        left = misses or "NOTSET" in item.name or (shared and example)
+        (left_out if left else chosen).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = chosen
 
@@ -147,24 +154,29 @@ def backend(request: pytest.FixtureRequest) -> Iterator[backends.Backend]:
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """Turn a skip that the matrix does not know into a failure."""
     report = yield
-    if report.when == "call" and hasattr(item, "callspec") and "backend" in item.callspec.params:
-        row = item.config.stash.setdefault(_REPORT, {}).setdefault(
-            item.callspec.params["backend"], {}
-        )
-        counts = row.setdefault(Path(item.path).stem, {})
-        counts[report.outcome] = counts.get(report.outcome, 0) + 1
+    if call.when == "call" and hasattr(item, "callspec") and "backend" in item.callspec.params:
+        where = item.callspec.params["backend"], Path(item.path).stem
+        report.user_properties.append(("where", where))
     if report.skipped and "by the matrix: " not in str(report.longrepr):
         report.outcome = "failed"
         report.longrepr = f"skipped outside the matrix of tests/backends.py: {report.longrepr}"
     return report
 
 
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Count what ran where, in whichever process it ran."""
+    for name, value in report.user_properties:
+        if name == "where":
+            backend, module = value
+            counts = _COUNTS.setdefault(backend, {}).setdefault(module, {})
+            counts[report.outcome] = counts.get(report.outcome, 0) + 1
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the report, for docs/conformance.py."""
     path = session.config.getoption("--report")
-    if path:
-        rows = session.config.stash.get(_REPORT, {})
-        found = {"backends": pytest_report_header(session.config), "rows": rows}
+    if path and not hasattr(session.config, "workerinput"):
+        found = {"backends": pytest_report_header(session.config), "rows": _COUNTS}
         Path(path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

@@ -68,6 +68,7 @@ def tests(session: nox.Session, backend: str) -> None:
     session.install(".", *_groups("test", group))
     session.run(
         "pytest",
+        *(() if backend == "cupy" else ("--numprocesses=auto",)),
         "--backend",
         backend,
         "--cov=array_api_losses",
