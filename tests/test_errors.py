@@ -13,6 +13,7 @@ NAME = "hinge_embedding_loss: "
 NUMBER = " it must be real floating. Convert it, e.g. `input = xp.astype(input, xp.float32)`."
 LABELS = " it must hold 1 and -1 in a signed integer or real floating dtype."
 SIGNS = "convert: `label = 2 * xp.astype(label, xp.int8) - 1`."
+CLASSES = ("HingeEmbeddingLoss", "MarginRankingLoss", "CosineEmbeddingLoss", "TripletMarginLoss")
 FORMS = " It is a position, a name or a tuple of these."
 
 Make = Callable[[Backend], dict[str, Any]]
@@ -45,20 +46,25 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
     "label is a number": (
         _call(label=lambda b: 1),
         TypeError,
-        "`label` is a int, not an array. Make it one of the library you work in, e.g."
+        "`label` is an int, not an array. Make it one of the library you work in, e.g."
+        " `label = xp.full(input.shape, label)`.",
+    ),
+    "label is a list": (
+        _call(label=lambda b: [1, -1, 1, 1]),
+        TypeError,
+        "`label` is a list, not an array. Make it one of the library you work in, e.g."
         " `label = xp.asarray(label)`.",
     ),
     "label is None": (
         _call(label=lambda b: None),
         TypeError,
-        "`label` is a NoneType, not an array. Make it one of the library you work in, e.g."
-        " `label = xp.asarray(label)`.",
+        "`label` is None; an array is needed.",
     ),
     "weight is a list": (
         _call(weight=lambda b: [1.0] * 4),
         TypeError,
         "`weight` is a list, not an array. Make it one of the library you work in, e.g."
-        " `weight = xp.asarray(weight)`.",
+        " `weight = xp.asarray(weight, dtype=input.dtype)`.",
     ),
     "int input": (
         _call(input=_of([1, 2, 3, 4], "int64")),
@@ -151,7 +157,7 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
     "margin is beyond every float": (
         _call(margin=lambda b: 10**400),
         ValueError,
-        "`margin` is inf, beyond the largest float32, 3.4028234663852886e+38.",
+        "`margin` is too large for a float; a finite number is needed.",
     ),
     "margin is an infinite scalar of NumPy": (
         _call(margin=lambda b: b.np.float64("inf")),
@@ -205,7 +211,8 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
     "margin is a list": (
         _call(margin=lambda b: [1.0] * 4),
         TypeError,
-        "`margin` is a list; a finite real number or an array of the dtype of the input is needed.",
+        "`margin` is a list, not an array. Make it one of the library you work in, e.g."
+        " `margin = xp.asarray(margin, dtype=input.dtype)`.",
     ),
     "margin is complex": (
         _call(margin=lambda b: 1j),
@@ -223,7 +230,7 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
         _call(weight=lambda b: 2.0),
         TypeError,
         "`weight` is a float, not an array. Make it one of the library you work in, e.g."
-        " `weight = xp.asarray(weight)`.",
+        " `weight = xp.asarray(weight, dtype=input.dtype)`.",
     ),
     "weight has too many axes": (
         _call(weight=_of([[1.0] * 4] * 2, "float32")),
@@ -233,7 +240,7 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
     "reduction is a number": (
         _call(reduction=lambda b: 1),
         TypeError,
-        "`reduction` is a int; it must be 'none', 'sum' or 'mean'.",
+        "`reduction` is an int; it must be 'none', 'sum' or 'mean'.",
     ),
     "reduction is in capitals": (
         _call(reduction=lambda b: "Mean"),
@@ -243,7 +250,7 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
     "reduction is None": (
         _call(reduction=lambda b: None),
         TypeError,
-        "`reduction` is a NoneType; it must be 'none', 'sum' or 'mean'.",
+        "`reduction` is None; it must be 'none', 'sum' or 'mean'.",
     ),
 }
 OF_NUMPY = ("object input", "string label")
@@ -416,7 +423,13 @@ BAD_OF_OTHERS: dict[str, dict[str, tuple[Make, type[Exception], str]]] = {
             _triplets(negative=lambda b: [[1.0]]),
             TypeError,
             "`negative` is a list, not an array. Make it one of the library you work in, e.g."
-            " `negative = xp.asarray(negative)`.",
+            " `negative = xp.asarray(negative, dtype=input.dtype)`.",
+        ),
+        "negatives are a number": (
+            _triplets(negative=lambda b: 1.0),
+            TypeError,
+            "`negative` is a float, not an array. Make it one of the library you work in, e.g."
+            " `negative = xp.full(input.shape, negative, dtype=input.dtype)`.",
         ),
         "margin is NaN": (
             _triplets(margin=lambda b: float("nan")),
@@ -431,7 +444,12 @@ BAD_OF_OTHERS: dict[str, dict[str, tuple[Make, type[Exception], str]]] = {
         "p is NaN": (
             _triplets(p=lambda b: float("nan")),
             ValueError,
-            "`p` is nan; a finite number is needed.",
+            "`p` is nan; it must be at least 1.",
+        ),
+        "p is beyond every float": (
+            _triplets(p=lambda b: 10**400),
+            ValueError,
+            "`p` is too large for a float; it must be at least 1.",
         ),
         "p is a string": (
             _triplets(p=lambda b: "2"),
@@ -441,7 +459,7 @@ BAD_OF_OTHERS: dict[str, dict[str, tuple[Make, type[Exception], str]]] = {
         "p is an array": (
             _triplets(p=_of([2.0, 2.0], "float32")),
             TypeError,
-            "`p` is a {array}; a finite real number is needed.",
+            "`p` is {array}; a finite real number is needed.",
         ),
         "epsilon is infinite": (
             _triplets(epsilon=lambda b: float("inf")),
@@ -451,7 +469,7 @@ BAD_OF_OTHERS: dict[str, dict[str, tuple[Make, type[Exception], str]]] = {
         "swap is a number": (
             _triplets(swap=lambda b: 1),
             TypeError,
-            "`swap` is a int; it must be True or False.",
+            "`swap` is 1; it must be True or False.",
         ),
     },
 }
@@ -471,7 +489,6 @@ def test_bad_input(backend: Backend, row: str) -> None:
         return
     arguments, before = make(backend), make(backend)
     _check(loss, arguments, NAME + text, kind)
-    _check(xpl.value_and_grad(loss), arguments, NAME + text, kind)
     _check(loss, {**arguments, "name": "pairs"}, "pairs: " + text, kind)
     for name, argument in arguments.items():
         if hasattr(argument, "dtype"):
@@ -485,7 +502,8 @@ def test_bad_input(backend: Backend, row: str) -> None:
 def test_bad_input_of_others(backend: Backend, name: str, row: str) -> None:
     make, kind, text = BAD_OF_OTHERS[name][row]
     function, arguments = getattr(xpl, name), make(backend)
-    text = text.replace("{array}", type(_x(backend)).__name__)
+    array = type(_x(backend)).__name__  # "Array" and "ArrayImpl" take "an"
+    text = text.replace("{array}", f"an {array}" if array[0] == "A" else f"a {array}")
     _check(function, arguments, f"{name}: {text}", kind)
     _check(function, arguments, f"{name}: {text}", kind)  # also when looked up
     _check(xpl.value_and_grad(function), arguments, f"{name}: {text}", kind)
@@ -522,11 +540,13 @@ def test_suggested_conversions_of_rows(backend: Backend) -> None:
     xpl.cosine_embedding_loss(a, a, xp.broadcast_to(one, a.shape[:-1]))
     row = backend.asarray([1.0, 2.0, 3.0], "float32")
     xpl.cosine_embedding_loss(a, xp.broadcast_to(row, a.shape), _y(backend))
+    xpl.cosine_embedding_loss(a, a, xp.full(a.shape[:-1], -1))
+    xpl.triplet_margin_loss(a, a, xp.full(a.shape, 2, dtype=a.dtype))
     number = xp.reshape(backend.asarray(1.0, "float32"), (1,))
     assert backend.tolist(xpl.triplet_margin_loss(number, number, number)) == [1]
 
 
-def test_names_of_pytorch(backend: Backend) -> None:
+def test_names_of_other_libraries(backend: Backend) -> None:
     a = _rows(backend)
     for function, keyword, ours in [
         (xpl.triplet_margin_loss, "anchor", "input"),
@@ -534,8 +554,11 @@ def test_names_of_pytorch(backend: Backend) -> None:
         (xpl.margin_ranking_loss, "input1", "input"),
         (xpl.margin_ranking_loss, "input2", "other"),
         (xpl.cosine_embedding_loss, "target", "label"),
+        (xpl.cosine_embedding_loss, "mask", "weight"),
+        (xpl.TripletMarginLoss, "eps", "epsilon"),
+        (xpl.HingeEmbeddingLoss, "size_average", "reduction"),
     ]:
-        with pytest.raises(TypeError, match=f"What is `{keyword}` in PyTorch is `{ours}` here"):
+        with pytest.raises(TypeError, match=f"What is `{keyword}` elsewhere is `{ours}` here"):
             function(**{keyword: a})
 
 
@@ -544,16 +567,46 @@ def test_unknown_keywords(backend: Backend) -> None:
     x, y = _x(backend), _y(backend)
     known = "the arguments are input, label, margin, reduction, name, weight."
     target = NAME + "there is no argument `target`; " + known
-    target += " What is `target` in PyTorch is `label` here."
+    target += " What is `target` elsewhere is `label` here."
     for call in (loss, xpl.value_and_grad(loss), xpl.jit(loss)):
         _check(call, {"input": x, "target": y}, target, TypeError)
-    text = NAME + "there is no argument `size_average`; " + known
-    _check(loss, {"input": x, "label": y, "size_average": True}, text, TypeError)
+    text = NAME + "there is no argument `gamma`; " + known
+    _check(loss, {"input": x, "label": y, "gamma": True}, text, TypeError)
+    text = "HingeEmbeddingLoss: there is no argument `gamma`; the arguments are margin, reduction,"
+    _check(xpl.HingeEmbeddingLoss, {"gamma": True}, text + " name.", TypeError)
     text = "HingeEmbeddingLoss: there is no argument `target`; the arguments are input, label,"
-    text += " weight. What is `target` in PyTorch is `label` here."
+    text += " weight. What is `target` elsewhere is `label` here."
     _check(xpl.HingeEmbeddingLoss(), {"input": x, "target": y}, text, TypeError)
     with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'label'"):
         loss(x)
+
+
+def test_too_many_arguments(backend: Backend) -> None:
+    """As people pass them who come from PyTorch."""
+    x, y = _x(backend), _y(backend)
+    hint = " PyTorch has two deprecated ones before `reduction`: name it, `reduction=`."
+    places = "6 arguments are given by position, where there are 5: input, label, margin,"
+    for call in (loss, xpl.value_and_grad(loss), xpl.jit(loss)):
+        with pytest.raises(TypeError) as caught:
+            call(x, y, 1.0, None, None, "mean")
+        assert str(caught.value) == f"{NAME}{places} reduction, name.{hint}"
+    places = "5 arguments are given by position, where there are 3: margin, reduction, name."
+    with pytest.raises(TypeError) as caught:
+        xpl.HingeEmbeddingLoss(1.0, None, None, "mean", "a")
+    assert str(caught.value) == f"HingeEmbeddingLoss: {places}{hint}"
+    places = "3 arguments are given by position, where there are 2: input, label."
+    with pytest.raises(TypeError) as caught:
+        xpl.HingeEmbeddingLoss()(x, y, x)
+    assert str(caught.value) == f"HingeEmbeddingLoss: {places}"
+
+
+def test_names_are_texts(backend: Backend) -> None:
+    text = ": `name` is an int; it must be a text."
+    _check(loss, {**_call()(backend), "name": 3}, NAME[:-2] + text, TypeError)
+    triplets = {**_triplets()(backend), "name": 3}
+    _check(xpl.triplet_margin_loss, triplets, "triplet_margin_loss" + text, TypeError)
+    for name in CLASSES:
+        _check(getattr(xpl, name), {"name": 3}, name + text, TypeError)
 
 
 @pytest.mark.parametrize("row", WRONG_LABELS)
@@ -618,6 +671,13 @@ def test_suggested_conversions(backend: Backend) -> None:
     weight = xp.astype(backend.asarray([1, 1, 1, 0], "int64"), x.dtype)
     assert backend.tolist(loss(x, label, weight=weight)) == [float(backend.np.float32(4 / 3))]
     assert backend.tolist(loss(x, xp.asarray(backend.np.asarray([1, -1, 1, 1])))) == [2.0]
+    assert backend.tolist(loss(x, xp.asarray([1, -1, 1, 1]))) == [2.0]
+    assert backend.tolist(loss(x, xp.full(x.shape, 1))) == [2.5]
+    for weight in ([1, 1, 1, 0], [1.0, 1.0, 1.0, 0.0]):
+        weighted = loss(x, label, weight=xp.asarray(weight, dtype=x.dtype))
+        assert backend.tolist(weighted) == [float(backend.np.float32(4 / 3))]
+    assert backend.tolist(loss(x, label, weight=xp.asarray(2, dtype=x.dtype))) == [2.0]
+    assert backend.tolist(loss(x, label, xp.asarray([4.0] * 4, dtype=x.dtype))) == [2.5]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -640,8 +700,9 @@ def test_transforms_refuse(backend: Backend, dtype: str) -> None:
          + " has no gradient in `weight`, which is a bool mask."),
         (loss, "reduction", {}, TypeError, NAME[:-2]
          + " has no gradient in `reduction`, which is an option."),
-        (loss, "target", {}, ValueError, "`argnums` is 'target', but the arguments of"
-         " hinge_embedding_loss are input, label, margin, reduction, name, weight." + FORMS),
+        (loss, "anchor", {}, ValueError, "`argnums` is 'anchor', but the arguments of"
+         " hinge_embedding_loss are input, label, margin, reduction, name, weight." + FORMS
+         + " What is `anchor` elsewhere is `input` here."),
         (loss, 6, {}, ValueError, "`argnums` is 6, but the arguments of"
          " hinge_embedding_loss are input, label, margin, reduction, name, weight." + FORMS),
         (xpl.HingeEmbeddingLoss(), "margin", {}, ValueError, "`argnums` is 'margin', but the"
@@ -654,6 +715,11 @@ def test_transforms_refuse(backend: Backend, dtype: str) -> None:
         with pytest.raises(kind) as caught:
             xpl.vjp(which, **call, **more, argnums=argnums)
         assert str(caught.value) == "vjp: " + text
+    text = "`argnums` is an array. Arrays go to the function that it returns,"
+    with pytest.raises(TypeError) as caught:
+        xpl.value_and_grad(loss, x)
+    text = f"{text} `value_and_grad(loss)(input, label, ...)`."
+    assert str(caught.value) == "value_and_grad: " + text
 
 
 @pytest.mark.parametrize("function", [lambda x: x, "abc"])
@@ -676,7 +742,7 @@ def test_transforms_refuse_a_class() -> None:
 def test_a_reduction_that_is_an_array(backend: Backend) -> None:
     x, y = _x(backend), _y(backend)
     with pytest.raises(
-        TypeError, match=r"`reduction` is a \w+; it must be 'none', 'sum' or 'mean'"
+        TypeError, match=r"`reduction` is an? \w+; it must be 'none', 'sum' or 'mean'"
     ):
         loss(x, y, 1.0, x)
 
@@ -693,7 +759,7 @@ def test_a_cotangent_must_fit(backend: Backend) -> None:
          " Convert it, e.g. `cotangent = xp.astype(cotangent, value.dtype)`."),
         (1.0, TypeError,
          "`cotangent` is a float, not an array. Make it one of the library you work in, e.g."
-         " `cotangent = xp.asarray(cotangent)`."),
+         " `cotangent = xp.asarray(cotangent, dtype=value.dtype)`."),
     ]  # fmt: skip
     if backend.library != "numpy":
         rows.append((backend.np.ones(4, "float32"), TypeError,
@@ -726,12 +792,12 @@ def test_instances_check_their_parameters() -> None:
         ),
         (cosine, {"margin": 2}, ValueError, "`margin` is 2.0; it must be between -1 and 1."),
         (triplet, {"p": 0.5}, ValueError, "`p` is 0.5; it must be at least 1."),
-        (triplet, {"swap": None}, TypeError, "`swap` is a NoneType; it must be True or False."),
+        (triplet, {"swap": None}, TypeError, "`swap` is None; it must be True or False."),
         (
             xpl.MarginRankingLoss,
             {"margin": None},
             TypeError,
-            "`margin` is a NoneType; a finite real number is needed.",
+            "`margin` is None; a finite real number is needed.",
         ),
     ]
     for which, arguments, kind, text in rows:
@@ -739,9 +805,7 @@ def test_instances_check_their_parameters() -> None:
         _check(which, {**arguments, "name": "a"}, "a: " + text, kind)
 
 
-@pytest.mark.parametrize(
-    "name", ["HingeEmbeddingLoss", "MarginRankingLoss", "CosineEmbeddingLoss", "TripletMarginLoss"]
-)
+@pytest.mark.parametrize("name", CLASSES)
 def test_a_class_is_given_no_arrays(backend: Backend, name: str) -> None:
     """What people write who forget to make an instance first."""
     text = (

@@ -6,7 +6,9 @@ Everything is checked here before anything is computed, and nothing is moved, ca
 import inspect
 import math
 import struct
-from numbers import Real
+import sys
+from collections.abc import Callable, Iterable
+from numbers import Rational, Real
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from array_api_losses._engines import engine_of
@@ -16,17 +18,26 @@ if TYPE_CHECKING:
     from array_api_losses._loss import Call, Loss
 
 REDUCTIONS = ("none", "sum", "mean")
+_TEXT = (str, type(None))
 
 _TO_SIGNS = "`label = 2 * xp.astype(label, xp.int8) - 1`"
 
-_OF_PYTORCH = {
+_ELSEWHERE = {
     "target": "label",
+    "y_true": "label",
+    "y_pred": "input",
     "anchor": "input",
-    "eps": "epsilon",
     "input1": "input",
     "input2": "other",
+    "eps": "epsilon",
+    "mask": "weight",
+    "sample_weight": "weight",
+    "size_average": "reduction",
+    "reduce": "reduction",
 }
-"""Names of arguments that are others there."""
+"""What arguments of other libraries are here."""
+
+_LARGEST = sys.float_info.max
 
 # Digits and largest exponent, as `math.frexp` counts them.
 _FORMATS = {
@@ -56,9 +67,10 @@ def agree(call: "Call") -> tuple["Plain", "Call"]:
     Numbers among the parameters come back rounded to the dtype of the inputs. What has agreed once
     is looked up from then on, since the checks take as long as the arithmetic of a small call.
     """
-    loss, operands, weight, reduction, _, _, compiled = call
+    loss, operands, weight, reduction, name, _, compiled = call
     engine = engine_of(operands[0])
-    if engine is None or weight is not None or type(reduction) is not str:
+    simple = weight is None and type(reduction) is str and type(name) in _TEXT
+    if engine is None or not simple:
         return _checked(call)
     count = loss.first_parameter
     parameters = operands[count:]
@@ -89,6 +101,9 @@ def _check_like_first(call: "Call", engine: "Plain", argument: str, array: Any) 
     """Check an input or the label against the first input."""
     name, loss, first = call.title, call.loss, call.operands[0]
     who, rows = loss.inputs[0], loss.rowwise and argument == loss.label
+    if engine_of(array) is None:
+        like = "" if argument == loss.label else who
+        _fail_not_array(name, argument, array, like, f"{who}.shape{'[:-1]' if rows else ''}")
     _check_same_home(name, engine, who, first, argument, array)
     needed = first.shape[:-1] if rows else first.shape
     if array.shape != needed and not _unknown(array.shape, needed):
@@ -115,7 +130,8 @@ def _of_one_shape(loss: "Loss", arrays: tuple[Any, ...]) -> bool:
 
 
 def _checked(call: "Call") -> tuple["Plain", "Call"]:
-    loss, operands, weight, reduction, _, _, compiled = call
+    loss, operands, weight, reduction, name, _, compiled = call
+    check_name(loss.name, name)
     first, at = operands[0], loss.first_parameter
     name, who = call.title, loss.inputs[0]
     check_reduction(name, reduction)
@@ -144,26 +160,50 @@ def _checked(call: "Call") -> tuple["Plain", "Call"]:
     return engine, call.with_arguments((*checked, weight))
 
 
-def explained(bind: Any, keywords: dict[str, Any], error: TypeError) -> TypeError:
-    """Say more than Python does of a keyword that there is not."""
-    known = [name for name in inspect.signature(bind).parameters if name != "self"]
+def explained(
+    bind: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any], error: TypeError
+) -> TypeError:
+    """Say more than Python does of arguments that there are not."""
+    title = bind.__qualname__.removesuffix(".__call__").removesuffix(".__init__")
+    known = dict(inspect.signature(bind).parameters)
+    given = len(args) - (known.pop("self", None) is not None)
     for keyword in keywords:
         if keyword not in known:
-            msg = (
-                f"{bind.__qualname__.removesuffix('.__call__')}: there is no argument `{keyword}`;"
-                f" the arguments are {', '.join(known)}."
-            )
-            if _OF_PYTORCH.get(keyword) in known:
-                msg += f" What is `{keyword}` in PyTorch is `{_OF_PYTORCH[keyword]}` here."
-            return TypeError(msg)
+            msg = f"{title}: there is no argument `{keyword}`; the arguments are"
+            return TypeError(f"{msg} {', '.join(known)}.{elsewhere(keyword, known)}")
+    places = [name for name in known if known[name].kind is not inspect.Parameter.KEYWORD_ONLY]
+    if given > len(places):
+        msg = f"{title}: {given} arguments are given by position, where there are {len(places)}:"
+        msg += f" {', '.join(places)}."
+        if "reduction" in places:
+            msg += " PyTorch has two deprecated ones before `reduction`: name it, `reduction=`."
+        return TypeError(msg)
     return error
+
+
+def elsewhere(argument: str, names: Iterable[str]) -> str:
+    """Return a sentence on an argument that other libraries call otherwise, if it is one."""
+    ours = _ELSEWHERE.get(argument, "")
+    return f" What is `{argument}` elsewhere is `{ours}` here." if ours in names else ""
+
+
+def check_name(title: str, name: object) -> None:
+    """Refuse a name that is no text."""
+    if name is not None and not isinstance(name, str):
+        msg = f"{title}: `name` is {_kind(name)}; it must be a text."
+        raise TypeError(msg)
+
+
+def _kind(value: object) -> str:
+    """Return the type of a value, with its article."""
+    kind = type(value).__name__
+    return "None" if value is None else f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
 
 
 def check_reduction(name: str, reduction: object) -> None:
     """Refuse a reduction that is none of the three."""
     if not isinstance(reduction, str):
-        kind = type(reduction).__name__
-        msg = f"{name}: `reduction` is a {kind}; it must be 'none', 'sum' or 'mean'."
+        msg = f"{name}: `reduction` is {_kind(reduction)}; it must be 'none', 'sum' or 'mean'."
         raise TypeError(msg)
     if reduction not in REDUCTIONS:
         msg = f"{name}: `reduction` is {reduction!r}; it must be 'none', 'sum' or 'mean'."
@@ -182,18 +222,28 @@ def check_number(
     if type(value) is float and -math.inf < value < math.inf and low <= value <= high:
         return  # the rest takes longer
     if isinstance(value, bool) or not isinstance(value, Real):
-        kind = type(value).__name__
-        msg = f"{name}: `{argument}` is a {kind}; a finite real number {alternative}is needed."
+        msg = (
+            f"{name}: `{argument}` is {_kind(value)}; a finite real number {alternative}is needed."
+        )
         raise TypeError(msg)
-    # Not `isfinite`, which TorchDynamo cannot ask of a traced number. A NaN fails both.
+    # Not `isfinite`, which TorchDynamo cannot ask of a traced number. A NaN fails all of these.
     number: Any = value
-    if not -math.inf < number < math.inf:
-        msg = f"{name}: `{argument}` is {float(number)}; a finite number is needed."
+    limit = _LARGEST if isinstance(value, Rational) else math.inf
+    if not (-limit < number < limit and low <= number <= high):
+        needed = "a finite number is needed"
+        if low > -math.inf:
+            needed = f"it must be between {low} and {high}"
+        if low > -math.inf and high == math.inf:
+            needed = f"it must be at least {low}"
+        msg = f"{name}: `{argument}` is {_shown(number)}; {needed}."
         raise ValueError(msg)
-    if not low <= number <= high:
-        limits = f"between {low} and {high}" if high < math.inf else f"at least {low}"
-        msg = f"{name}: `{argument}` is {float(number)}; it must be {limits}."
-        raise ValueError(msg)
+
+
+def _shown(number: Any) -> str:
+    try:
+        return str(float(number))
+    except OverflowError:
+        return "too large for a float"
 
 
 def check_no_array(kind: str, argument: str, value: object) -> None:
@@ -209,8 +259,7 @@ def check_no_array(kind: str, argument: str, value: object) -> None:
 def check_flag(name: str, argument: str, value: object) -> None:
     """Refuse what is not True or False."""
     if not isinstance(value, bool):
-        kind = type(value).__name__
-        msg = f"{name}: `{argument}` is a {kind}; it must be True or False."
+        msg = f"{name}: `{argument}` is {value!r}; it must be True or False."
         raise TypeError(msg)
 
 
@@ -225,11 +274,7 @@ def dtype_name(dtype: Any) -> str:
 
 def rounded(name: str, argument: str, value: float, dtype: Any) -> float:
     """Round a finite number to `dtype`, half to even, without any array library."""
-    kind = dtype_name(dtype)
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
+    kind, number = dtype_name(dtype), float(value)
     digits, largest = _FORMATS[kind]
     limit = math.ldexp(1 - 2.0**-digits, largest)
     if abs(number) > limit:
@@ -273,12 +318,14 @@ def _fail_labels(xp: Any, call: "Call", label: Any, wrong: Any) -> NoReturn:
 
 
 def _checked_parameter(call: "Call", engine: "Plain", argument: str, parameter: Any) -> Any:
-    name, first = call.title, call.operands[0]
+    name, who, first = call.title, call.loss.inputs[0], call.operands[0]
+    if isinstance(parameter, (list, tuple)):
+        _fail_not_array(name, argument, parameter, who)
     if type(parameter) is float or isinstance(parameter, Real) or engine_of(parameter) is None:
         alternative = "or an array of the dtype of the input "
         check_number(name, argument, parameter, call.loss.bounds, alternative)
         return engine.number(name, argument, parameter, first)
-    _check_same_home(name, engine, call.loss.inputs[0], first, argument, parameter)
+    _check_same_home(name, engine, who, first, argument, parameter)
     parameter = engine.strengthened(parameter, first.dtype)
     _check_partner(call, argument, parameter)
     return parameter
@@ -290,7 +337,7 @@ def _check_same_home(
     """Refuse another library and another device."""
     other = engine_of(array)
     if other is None:
-        _fail_not_array(name, argument, array)
+        _fail_not_array(name, argument, array, who)
     if other is not engine and other.name != engine.name:
         msg = (
             f"{name}: `{who}` is a {engine.name} array but `{argument}` is a {other.name} array."
@@ -331,13 +378,22 @@ def _unknown(*shapes: tuple[Any, ...]) -> bool:
     return any(size is None or isinstance(size, float) for shape in shapes for size in shape)
 
 
-def _fail_not_array(name: str, argument: str, value: object) -> NoReturn:
-    kind = type(value).__name__
+def _fail_not_array(
+    name: str, argument: str, value: object, like: str = "", shape: str = ""
+) -> NoReturn:
+    """Suggest an array of the dtype of `like`; a number goes everywhere in `shape`."""
+    if value is None:
+        msg = f"{name}: `{argument}` is None; an array is needed."
+        raise TypeError(msg)
+    dtype = f", dtype={like}.dtype" if like else ""
+    array = f"xp.asarray({argument}{dtype})"
+    if shape and isinstance(value, Real):
+        array = f"xp.full({shape}, {argument}{dtype})"
     msg = (
-        f"{name}: `{argument}` is a {kind}, not an array. Make it one of the library you work in,"
-        f" e.g. `{argument} = xp.asarray({argument})`."
+        f"{name}: `{argument}` is {_kind(value)}, not an array. Make it one of the library you work"
+        f" in, e.g. `{argument} = {array}`."
     )
-    if kind == "MaskedArray":
+    if type(value).__name__ == "MaskedArray":
         msg = (
             f"{name}: `{argument}` is a MaskedArray, whose mask would be lost. Pass the data, and"
             f" the mask as a weight: `{argument} = {argument}.data` and `weight = ~mask`."

@@ -15,10 +15,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, NamedTuple, ParamSpec, TypeAlias
+from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, dataclass_transform
 
 from array_api_losses._arrays import (
     agree,
+    check_name,
     check_no_array,
     check_number,
     check_reduction,
@@ -28,6 +29,7 @@ from array_api_losses._primitives import total
 
 Array: TypeAlias = Any
 P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)  # two are equal if they are the same, which is quick to see
@@ -135,7 +137,7 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
         try:
             call = bind(*args, **kwargs)
         except TypeError as error:
-            raise explained(bind, kwargs, error) from None
+            raise explained(bind, args, kwargs, error) from None
         engine, call = agree(call)
         return engine.value(call)
 
@@ -144,11 +146,28 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
         try:
             return bind(*args, **kwargs)
         except TypeError as error:
-            raise explained(bind, kwargs, error) from None
+            raise explained(bind, args, kwargs, error) from None
 
     loss.__annotations__["return"] = Array
     loss.__dict__["bind"] = bound
     return loss
+
+
+@dataclass_transform(frozen_default=True)
+def loss_class(cls: type[T]) -> type[T]:
+    """Make a frozen dataclass that says more than Python does of arguments that there are not."""
+    made: Any = dataclass(frozen=True)(cls)
+    init = made.__init__
+
+    @wraps(init)
+    def explaining(*args: Any, **kwargs: Any) -> None:
+        try:
+            init(*args, **kwargs)
+        except TypeError as error:
+            raise explained(init, args, kwargs, error) from None
+
+    made.__init__ = explaining
+    return cls
 
 
 class LossInstance:
@@ -158,6 +177,7 @@ class LossInstance:
         own, kind = self.__dict__, type(self).__name__
         for field_, value in own.items():
             check_no_array(kind, field_, value)
+        check_name(kind, own["name"])
         name = own["name"] or kind
         check_reduction(name, own["reduction"])
         loss = self.loss(name)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeAlias
 
-from array_api_losses._arrays import agree, check_cotangent
+from array_api_losses._arrays import agree, check_cotangent, elsewhere
+from array_api_losses._engines import engine_of
 from array_api_losses._loss import Array, Call, LossInstance, loss_function
 
 Argnums: TypeAlias = int | str | tuple[int | str, ...]
@@ -200,11 +201,16 @@ def _names(
             chosen.append(parameters[argnum])
         elif isinstance(argnum, str) and argnum in parameters:
             chosen.append(argnum)
+        elif transform == "value_and_grad" and engine_of(argnum) is not None:
+            msg = f"{transform}: `argnums` is an array. Arrays go to the function that it returns,"
+            msg += f" `{transform}(loss)({', '.join(parameters[:2])}, ...)`."
+            raise TypeError(msg)
         else:
             who = getattr(loss, "__name__", type(loss).__name__)
             msg = (
                 f"{transform}: `argnums` is {argnum!r}, but the arguments of {who} are"
                 f" {', '.join(parameters)}. It is a position, a name or a tuple of these."
+                f"{elsewhere(argnum, parameters) if isinstance(argnum, str) else ''}"
             )
             raise ValueError(msg)
     return tuple(chosen)

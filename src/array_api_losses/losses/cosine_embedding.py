@@ -17,10 +17,9 @@ and slope 0. The slope of the cosine in :math:`a` is
     \frac{\partial c}{\partial a} = \frac{b}{\sqrt{(a \cdot a)(b \cdot b)}} - \frac{c\,a}{a \cdot a}
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_function
+from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_class, loss_function
 from array_api_losses._primitives import dot, moderate, root, select, steep, zero
 
 
@@ -172,7 +171,7 @@ def cosine_embedding_loss(
     return Call(COSINE_EMBEDDING, (input1, input2, label, margin), weight, reduction, name)
 
 
-@dataclass(frozen=True)
+@loss_class
 class CosineEmbeddingLoss(LossInstance):
     """`cosine_embedding_loss` with its margin, reduction and name chosen beforehand.
 

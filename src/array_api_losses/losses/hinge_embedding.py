@@ -11,10 +11,9 @@ A similar pair is pulled together; a dissimilar one is pushed apart until it rea
 :math:`m`, where it is at rest: the slope at :math:`x = m` is 0, the subgradient of least norm.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
-from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_function
+from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_class, loss_function
 from array_api_losses._primitives import select, steep, zero
 
 
@@ -125,7 +124,7 @@ def hinge_embedding_loss(
     return Call(HINGE_EMBEDDING, (input, label, margin), weight, reduction, name)
 
 
-@dataclass(frozen=True)
+@loss_class
 class HingeEmbeddingLoss(LossInstance):
     """`hinge_embedding_loss` with its margin, reduction and name chosen beforehand.
 

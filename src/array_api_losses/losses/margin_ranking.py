@@ -11,10 +11,9 @@ A pair whose scores differ by the margin :math:`m` in the right direction is at 
 there is 0, the subgradient of least norm.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
-from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_function
+from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_class, loss_function
 from array_api_losses._primitives import steep, zero
 
 
@@ -124,7 +123,7 @@ def margin_ranking_loss(
     return Call(MARGIN_RANKING, (input, other, label, margin), weight, reduction, name)
 
 
-@dataclass(frozen=True)
+@loss_class
 class MarginRankingLoss(LossInstance):
     """`margin_ranking_loss` with its margin, reduction and name chosen beforehand.
 

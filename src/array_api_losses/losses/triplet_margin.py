@@ -24,6 +24,7 @@ from array_api_losses._loss import (
     Loss,
     LossInstance,
     evaluated_early,
+    loss_class,
     loss_function,
 )
 from array_api_losses._primitives import length, length_and_slope, steep
@@ -206,7 +207,7 @@ def triplet_margin_loss(
     return Call(loss, operands, weight, reduction, name, trusted=True)
 
 
-@dataclass(frozen=True)
+@loss_class
 class TripletMarginLoss(LossInstance):
     """`triplet_margin_loss` with all but the arrays chosen beforehand.
 
