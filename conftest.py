@@ -15,12 +15,14 @@ from hypothesis import HealthCheck, settings
 from sybil import Sybil
 from sybil.parsers.myst import PythonCodeBlockParser
 from sybil.parsers.rest import DocTestParser
+from sybil.sybil import SybilCollection
 
 _COUNTS: dict[str, dict[str, dict[str, int]]] = {}
 """By backend, module of tests and outcome."""
 
-# Before anything imports JAX: the suite tests float64 too.
+# Before anything imports JAX: the suite tests float64 too. And Keras, which looks for TensorFlow.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 settings.register_profile(
     "suite",
@@ -180,11 +182,17 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         Path(path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-# Documented examples use NumPy and Numba; pages with several libraries run where all of these are.
+# Documented examples use NumPy and Numba; pages with several libraries run where all of these are,
+# and the comparison with the libraries that people come from where those are.
 _patterns = ["src/*/*.py", "src/*/*/*.py"] if _there("numpy", "numba") else []
 _needed = "numpy", "torch", "jax", "dask", "sklearn", "matplotlib"
 _pages = ["README.md", "docs/*.md"] if _there(*_needed) else []
-pytest_collect_file = (
-    Sybil(parsers=[DocTestParser()], patterns=_patterns)
-    + Sybil(parsers=[PythonCodeBlockParser()], patterns=_pages)
+_compared = "paddle", "keras", "pytorch_metric_learning", "sentence_transformers"
+_page = ["docs/coming-from.md"]
+pytest_collect_file = SybilCollection(
+    (
+        Sybil(parsers=[DocTestParser()], patterns=_patterns),
+        Sybil(parsers=[PythonCodeBlockParser()], patterns=_pages, excludes=_page),
+        Sybil(parsers=[PythonCodeBlockParser()], patterns=_page if _there(*_compared) else []),
+    )
 ).pytest()

@@ -37,6 +37,7 @@ nox.options.sessions = [
     *(f"tests({name})" for name in ON_CPU),
     "docs",
     "examples",
+    "others",
     "coverage",
 ]
 
@@ -115,11 +116,12 @@ def conformance(session: nox.Session) -> None:
 
 
 @nox.session
-def paddle(session: nox.Session) -> None:
-    """Compare with PaddlePaddle, whose signature and slopes the losses share."""
-    session.install(".", *_groups("test", "paddle"))
-    places = ("tests/test_witnesses.py", "--backend", "numpy", "-k", "paddle")
-    session.run("pytest", *places, *session.posargs)
+def others(session: nox.Session) -> None:
+    """Compare with the libraries that people come from, as the documentation says they compare."""
+    session.install(".", *_groups("test", "torch", "paddle", "others"))
+    session.run("pytest", "docs/coming-from.md", *session.posargs)
+    witnesses = ("tests/test_witnesses.py", "--backend", "numpy", "-k", "paddle")
+    session.run("pytest", *witnesses, *session.posargs)
 
 
 @nox.session
