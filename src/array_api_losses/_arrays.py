@@ -106,7 +106,7 @@ def _check_like_first(call: "Call", engine: "Plain", argument: str, array: Any) 
         _fail_not_array(name, argument, array, like, f"{who}.shape{'[:-1]' if rows else ''}")
     _check_same_home(name, engine, who, first, argument, array)
     needed = first.shape[:-1] if rows else first.shape
-    if array.shape != needed and not _unknown(array.shape, needed):
+    if array.shape != needed and not unknown(array.shape, needed):
         _fail_shape(name, who, first.shape, argument, array.shape, rows=rows)
     if array.dtype == first.dtype:
         return
@@ -362,7 +362,7 @@ def _check_partner(call: "Call", argument: str, array: Any, *, mask: bool | None
         bools = "" if mask is None else " (or be bool)"
         _fail_dtype(name, who, first.dtype, argument, array.dtype, bools)
     shape, target = array.shape, call.shape
-    if shape == target or _unknown(shape, target):
+    if shape == target or unknown(shape, target):
         return
     tail = target[len(target) - len(shape) :]
     if len(shape) > len(target) or any(a not in {1, b} for a, b in zip(shape, tail, strict=True)):
@@ -373,7 +373,7 @@ def _check_partner(call: "Call", argument: str, array: Any, *, mask: bool | None
         raise ValueError(msg)
 
 
-def _unknown(*shapes: tuple[Any, ...]) -> bool:
+def unknown(*shapes: tuple[Any, ...]) -> bool:
     """Whether a lazy library does not know a size yet: it is None or NaN."""
     return any(size is None or isinstance(size, float) for shape in shapes for size in shape)
 
@@ -493,7 +493,7 @@ def check_cotangent(engine: "Plain", value: Any, cotangent: Any) -> None:
     _check_same_home(name, engine, "value", value, "cotangent", cotangent)
     if cotangent.dtype != value.dtype:
         _fail_dtype(name, "value", value.dtype, "cotangent", cotangent.dtype)
-    if cotangent.shape != value.shape and not _unknown(cotangent.shape, value.shape):
+    if cotangent.shape != value.shape and not unknown(cotangent.shape, value.shape):
         msg = (
             f"{name}: `cotangent` has shape {tuple(cotangent.shape)}, but the value has shape"
             f" {tuple(value.shape)}; they must be the same."

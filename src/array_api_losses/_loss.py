@@ -24,6 +24,7 @@ from array_api_losses._arrays import (
     check_number,
     check_reduction,
     explained,
+    unknown,
 )
 from array_api_losses._primitives import total
 
@@ -267,7 +268,11 @@ def weighed(xp: Any, weight: Array | None, values: Array) -> Array:
 
 def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
     """W: the number of elements, or the sum of the weights as broadcast."""
-    size, weight = math.prod(call.shape), call.weight
+    weight, first = call.weight, call.operands[0]
+    if unknown(first.shape):
+        ones = xp.ones_like(first[..., 0] if call.loss.rowwise else first)
+        return total(xp, ones if weight is None else weight * ones, dtype)
+    size = math.prod(call.shape)
     if weight is None:
         return size
     return total(xp, weight, dtype) * (size // max(1, math.prod(weight.shape)))

@@ -71,7 +71,7 @@ def dot(xp: Any, a: Any, b: Any) -> Any:
 
 def largest(xp: Any, v: Any) -> Any:
     """The largest absolute value in each row; 0 where rows have no entries."""
-    return xp.max(xp.abs(v), axis=-1) if v.shape[-1] else xp.sum(v, axis=-1)
+    return xp.sum(v, axis=-1) if v.shape[-1] == 0 else xp.max(xp.abs(v), axis=-1)
 
 
 def moderate(xp: Any, v: Any) -> tuple[Any, Any, Any]:

@@ -1,0 +1,75 @@
+"""Losses and gradients as graphs of ONNX, built by ndonnx and run by onnxruntime."""
+
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import ndonnx as ndx
+import numpy as np
+import onnxruntime
+import pytest
+from compare import Case, check_close, fixed_cases, summed_to
+from reference import LOSSES
+
+import array_api_losses as xpl
+
+NUMPY = SimpleNamespace(np=np, asarray=np.asarray)
+
+
+def _run(call: Callable[..., Any], arrays: dict[str, Any], *, known: bool) -> Any:
+    """Build the graph of a call of unknown or known shapes, and run it on arrays of NumPy."""
+    feeds = {name: array for name, array in arrays.items() if isinstance(array, np.ndarray)}
+    arguments = {
+        name: ndx.argument(
+            shape=array.shape if known else (None,) * array.ndim,
+            dtype=getattr(ndx, str(array.dtype)),
+        )
+        for name, array in feeds.items()
+    }
+    graph = ndx.build(arguments, {"result": call(**{**arrays, **arguments})})
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    return session.run(None, feeds)[0]
+
+
+def _check(case: Case, result: Any, expected: Any) -> None:
+    assert result.dtype == case.dtype
+    check_close(result.reshape(-1).tolist(), expected, case.dtype, 256)
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("name", LOSSES)
+def test_values(name: str, known: bool) -> None:
+    for case in fixed_cases(loss=name)[:: 3 if known else 1]:
+        call = lambda case=case, **arrays: case.function(**arrays, **case.keywords)
+        result = _run(call, case.arrays(NUMPY), known=known)
+        assert result.shape == (case.shape if case.reduction == "none" else ())
+        _check(case, result, case.answer().value)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients(name: str) -> None:
+    for case in fixed_cases(loss=name)[::5]:
+        arrays = case.arrays(NUMPY)
+        for argument in case.differentiable:
+            both = xpl.value_and_grad(case.function, argument)
+            call = lambda case=case, both=both, **arrays: both(**arrays, **case.keywords)[1]
+            result = _run(call, arrays, known=True)
+            full, small = case.full if argument in case.inputs else case.shape, result.shape
+            assert small == arrays[argument].shape
+            _check(case, result, summed_to(case.answer().gradients[argument], full, small))
+
+
+def test_a_wrong_label_gives_nan() -> None:
+    x, y = np.asarray([1.0, 2.0]), np.asarray([1, 0])
+    call = lambda **arrays: xpl.hinge_embedding_loss(**arrays, reduction="none")
+    result = _run(call, {"input": x, "label": y}, known=False)
+    assert result[0] == 1
+    assert np.isnan(result[1])
+
+
+def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(Path(__file__).parents[2] / "examples" / "export_onnx.py"))
+    assert (tmp_path / "loss.onnx").exists()
