@@ -115,11 +115,13 @@ class JAX(Plain):
         for array in arrays:
             if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
                 return None
-            found += array.dtype, array.sharding
+            found += array.dtype, array.sharding, array.committed
         return tuple(found)
 
     def device(self, array: Array) -> Any:
-        return None if isinstance(array, jax.core.Tracer) else frozenset(array.devices())
+        if isinstance(array, jax.core.Tracer) or not array.committed:
+            return None  # JAX takes what is not committed to a device to wherever the others are
+        return frozenset(array.devices())
 
     def strengthened(self, parameter: Array, dtype: Any) -> Array:
         return parameter.astype(dtype) if parameter.aval.weak_type else parameter
@@ -133,7 +135,7 @@ def _concrete(call: Call) -> bool:
 
 
 def _readable(array: Array) -> bool:
-    if isinstance(array, jax.core.Tracer):
+    if isinstance(array, jax.core.Tracer) or not array.is_fully_addressable:
         return False
     return {device.platform for device in array.devices()} == {"cpu"}
 

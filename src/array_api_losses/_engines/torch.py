@@ -160,7 +160,9 @@ class Torch(Plain):
             return call
 
     def readable(self, call: Call) -> bool:
-        return not torch.compiler.is_compiling() and call.label.device.type == "cpu"
+        label = call.label
+        part = hasattr(label, "to_local")  # a DTensor, whose rest is in other processes
+        return not (part or torch.compiler.is_compiling()) and label.device.type == "cpu"
 
     def traits(self, arrays: tuple[Array, ...]) -> tuple[Any, ...] | None:
         if torch.compiler.is_compiling():
