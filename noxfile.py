@@ -38,6 +38,10 @@ nox.options.sessions = [
     "docs",
     "examples",
     "others",
+    "cluster",
+    "sharded",
+    "dtensor",
+    "onnx",
     "coverage",
 ]
 
@@ -67,19 +71,9 @@ def tests(session: nox.Session, backend: str) -> None:
     """Run the suite on one library, in an environment that has no other."""
     group = _cupy_group(session) if backend == "cupy" else backend
     session.install(".", *_groups("test", group))
-    session.run(
-        "pytest",
-        *(() if backend == "cupy" else ("--numprocesses=auto",)),
-        "--backend",
-        backend,
-        "--cov=array_api_losses",
-        "--cov-branch",
-        "--cov-report=",
-        "--cov-fail-under=0",  # the session `coverage` judges the sum
-        f"--report=.report.{backend}.json",
-        *session.posargs,
-        env={"COVERAGE_FILE": f".coverage.{backend}"},
-    )
+    processes = () if backend == "cupy" else ("--numprocesses=auto",)
+    report = f"--report=.report.{backend}.json"
+    _pytest(session, backend, *processes, "--backend", backend, report)
 
 
 @nox.session
@@ -96,6 +90,31 @@ def examples(session: nox.Session) -> None:
     session.install(".[examples]", *_groups("test", *ON_CPU))
     places = ("README.md", "docs", "src", "examples", "tests/test_examples.py")
     session.run("pytest", *places, *session.posargs)
+
+
+@nox.session
+def cluster(session: nox.Session) -> None:
+    """Run Dask on two worker processes, from files, and kill one of them."""
+    _beyond(session, "cluster", "cluster")
+
+
+@nox.session
+def sharded(session: nox.Session) -> None:
+    """Run JAX arrays that lie over eight simulated devices."""
+    flags = "--xla_force_host_platform_device_count=8"
+    _beyond(session, "sharded", "sharded", XLA_FLAGS=flags)
+
+
+@nox.session
+def dtensor(session: nox.Session) -> None:
+    """Run PyTorch's DTensor over two processes."""
+    _beyond(session, "dtensor", "torch")
+
+
+@nox.session
+def onnx(session: nox.Session) -> None:
+    """Export losses and gradients to ONNX, and run them there."""
+    _beyond(session, "onnx", "onnx")
 
 
 @nox.session
@@ -146,6 +165,19 @@ def bench(session: nox.Session) -> None:
     """Time the losses against those of the libraries; arguments go to benchmarks/run.py."""
     session.install(".", *_groups("numpy", "torch", "jax", "dask", "paddle", "bench"))
     session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+def _beyond(session: nox.Session, name: str, group: str, **env: str) -> None:
+    """Run the tests of more than one process or device, or of another runtime."""
+    session.install(".", *_groups("test", group))
+    _pytest(session, name, f"tests/beyond/test_{name}.py", **env)
+
+
+def _pytest(session: nox.Session, name: str, *arguments: str, **env: str) -> None:
+    """Run tests, and keep what they reached; the session `coverage` judges the sum."""
+    measure = ("--cov=array_api_losses", "--cov-branch", "--cov-report=", "--cov-fail-under=0")
+    env = {"COVERAGE_FILE": f".coverage.{name}", **env}
+    session.run("pytest", *arguments, *measure, *session.posargs, env=env)
 
 
 def _cupy_group(session: nox.Session) -> str:
