@@ -11,6 +11,7 @@ from array_api_losses._primitives import by_largest
 _KINDS = ("f2", "f4", "f8")
 _INFINITY = {np.dtype(kind): np.asarray(math.inf, dtype=kind) for kind in _KINDS}
 _ZERO = {np.dtype(kind): np.asarray(0, dtype=kind) for kind in _KINDS}
+_ONE = {np.dtype(kind): np.asarray(1, dtype=kind) for kind in _KINDS}
 _LARGEST = {np.dtype(kind): np.asarray(np.finfo(kind).max) for kind in _KINDS}
 
 
@@ -57,16 +58,16 @@ def _sizes(v: Any, squares: Any) -> Any:
     bound = _MODERATE[v.dtype]
     low = squares < 1 / bound
     if (squares <= bound).all() and not (low.any() and v[low].any()):
-        return np.ones_like(squares)
+        return _ONE[v.dtype]
     return by_largest(np, v)[1]
 
 
 def _squares(squares: Any, u: Any, size: Any) -> Any:
-    return squares if (size == 1).all() else _dot(u, u)
+    return _dot(u, u) if size.ndim else squares
 
 
 def _divided(v: Any, size: Any) -> Any:
-    return v if (size == 1).all() else v / size[..., None]
+    return v / size[..., None] if size.ndim else v
 
 
 PRIMITIVES: dict[str, Callable[..., Any]] = {

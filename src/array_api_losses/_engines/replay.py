@@ -156,8 +156,8 @@ class Replay:
             for i in inputs
         ]
         places = [source.place for source in sources]
-        for step, operands, target in self._steps:
-            if step is not None and step is into and operands == places:
+        for (_, operands, target), known in zip(self._steps, self._functions, strict=True):
+            if known is function and operands == places:
                 return _StandIn(self, self._arrays[target], target)
         result = self._add(function(*(source.sample for source in sources)))
         self._steps.append((into, places, result.place))
@@ -188,6 +188,7 @@ class Replay:
             )
         )
         self._arrays[: len(arguments)] = [None] * len(arguments)  # let go of them
+        self._forget_what_is_not_needed([r.place for r in results if r is not None])
         last = {result.place: len(self._steps) for result in results if result is not None}
         for i, (into, sources, target) in reversed([*enumerate(self._steps)]):
             for source in sources:
@@ -224,6 +225,16 @@ class Replay:
         ]
         self._scratch = dict.fromkeys(home.values())
         self._results = [r and home.get(r.place, r.place) for r in results]
+
+    def _forget_what_is_not_needed(self, results: list[int]) -> None:
+        """Leave out steps that lead to no result, such as parts of slopes that nobody wants."""
+        needed, kept = set(results), []
+        for step, function in zip(self._steps[::-1], self._functions[::-1], strict=True):
+            if step[2] in needed:
+                needed.update(step[1])
+                kept.append((step, function))
+        self._steps = [step for step, _ in reversed(kept)]
+        self._functions = [function for _, function in reversed(kept)]
 
     def _fit(self, size: int) -> None:
         for place, old in self._scratch.items():
