@@ -227,8 +227,8 @@ def print_memory(rows: list[dict[str, Any]]) -> None:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the time of an element at one large size."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    for axes, gradient in zip(figure.subplots(1, 2, sharex=True), (False, True), strict=True):
+    figure = Figure(figsize=(6, 6.5), layout="constrained")  # to be read on a phone too
+    for axes, gradient in zip(figure.subplots(2, 1, sharex=True), (False, True), strict=True):
         chosen = sorted(
             (r["seconds"] / r["size"] * 1e9, r["contestant"])
             for r in rows
