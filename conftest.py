@@ -63,7 +63,7 @@ def _runs(name: str, module: str) -> bool:
     return module not in backends.FEW
 
 
-def pytest_report_header(config: pytest.Config) -> str:
+def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say what will run, and what is not installed."""
     lines = []
     for name in _chosen(config):
@@ -78,7 +78,9 @@ def pytest_report_header(config: pytest.Config) -> str:
         except Exception as error:
             version = f"not here ({error})"
         lines.append(f"{name} {version}")
-    return "backends: " + ", ".join(lines)
+    shared = getattr(config.option, "numprocesses", None)
+    examples = ["examples: left out, for processes would share their pages"] if shared else []
+    return ["backends: " + ", ".join(lines), *examples]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -178,7 +180,10 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the report, for docs/conformance.py."""
     path = session.config.getoption("--report")
     if path and not hasattr(session.config, "workerinput"):
-        found = {"backends": pytest_report_header(session.config), "rows": _COUNTS}
+        found = {
+            "backends": pytest_report_header(session.config)[0],
+            "rows": _COUNTS,
+        }
         Path(path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

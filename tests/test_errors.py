@@ -14,6 +14,7 @@ NUMBER = " it must be real floating. Convert it, e.g. `input = xp.astype(input, 
 LABELS = " it must hold 1 and -1 in a signed integer or real floating dtype."
 SIGNS = "convert: `label = 2 * xp.astype(label, xp.int8) - 1`."
 CLASSES = ("HingeEmbeddingLoss", "MarginRankingLoss", "CosineEmbeddingLoss", "TripletMarginLoss")
+DEPRECATED = " In PyTorch two deprecated arguments precede it: name it, `reduction=`."
 FORMS = " It is a position, a name or a tuple of these."
 
 Make = Callable[[Backend], dict[str, Any]]
@@ -47,7 +48,7 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
         _call(label=lambda b: 1),
         TypeError,
         "`label` is an int, not an array. Make it one of the library you work in, e.g."
-        " `label = xp.full(input.shape, label)`.",
+        " `label = xp.full_like(input, label)`.",
     ),
     "label is a list": (
         _call(label=lambda b: [1, -1, 1, 1]),
@@ -118,7 +119,7 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
         _call(label=_of([[1.0] * 4] * 2, "float32")),
         ValueError,
         "`input` has shape (4,) but `label` has shape (2, 4). Broadcasting would compare 8 pairs,"
-        " not 4. They must be the same.",
+        " not 4. If that is meant, say so: `input = xp.broadcast_to(input, label.shape)`.",
     ),
     "labels of the last axis": (
         lambda b: {
@@ -250,7 +251,7 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
     "reduction is None": (
         _call(reduction=lambda b: None),
         TypeError,
-        "`reduction` is None; it must be 'none', 'sum' or 'mean'.",
+        "`reduction` is None; it must be 'none', 'sum' or 'mean'." + DEPRECATED,
     ),
 }
 OF_NUMPY = ("object input", "string label")
@@ -379,6 +380,23 @@ BAD_OF_OTHERS: dict[str, dict[str, tuple[Make, type[Exception], str]]] = {
             "`input1` has shape (4, 3) but `input2` has shape (3,). If that is meant, say so:"
             " `input2 = xp.broadcast_to(input2, input1.shape)`.",
         ),
+        "one vector among the first": (
+            _vectors(input1=_of([1.0, 2.0, 3.0], "float32")),
+            ValueError,
+            "`input1` has shape (3,) but `input2` has shape (4, 3). Broadcasting would compare 4"
+            " pairs, not 1. If that is meant, say so:"
+            " `input1 = xp.broadcast_to(input1, input2.shape)`.",
+        ),
+        "rows and columns of vectors": (
+            _vectors(
+                input1=_of([[[1.0, 2.0, 3.0]]] * 4, "float32"),
+                input2=_of([[[1.0, 2.0, 3.0]] * 5], "float32"),
+            ),
+            ValueError,
+            "`input1` has shape (4, 1, 3) but `input2` has shape (1, 5, 3). Broadcasting would"
+            " compare 20 pairs, not 4. If that is meant, say so:"
+            " `input1, input2 = xp.broadcast_arrays(input1, input2)`.",
+        ),
         "a number": (
             _vectors(input1=_of(1.0, "float32")),
             ValueError,
@@ -429,12 +447,18 @@ BAD_OF_OTHERS: dict[str, dict[str, tuple[Make, type[Exception], str]]] = {
             _triplets(negative=lambda b: 1.0),
             TypeError,
             "`negative` is a float, not an array. Make it one of the library you work in, e.g."
-            " `negative = xp.full(input.shape, negative, dtype=input.dtype)`.",
+            " `negative = xp.full_like(input, negative)`.",
         ),
         "margin is NaN": (
             _triplets(margin=lambda b: float("nan")),
             ValueError,
             "`margin` is nan; a finite number is needed.",
+        ),
+        "a label": (
+            _triplets(margin=_of([1, -1, 1, -1], "int64")),
+            TypeError,
+            "`margin` has dtype int64 but `input` has dtype float32; it must have the same (there"
+            " is no label). Convert it, e.g. `margin = xp.astype(margin, input.dtype)`.",
         ),
         "p below 1": (
             _triplets(p=lambda b: 0.5),
@@ -540,8 +564,11 @@ def test_suggested_conversions_of_rows(backend: Backend) -> None:
     xpl.cosine_embedding_loss(a, a, xp.broadcast_to(one, a.shape[:-1]))
     row = backend.asarray([1.0, 2.0, 3.0], "float32")
     xpl.cosine_embedding_loss(a, xp.broadcast_to(row, a.shape), _y(backend))
-    xpl.cosine_embedding_loss(a, a, xp.full(a.shape[:-1], -1))
-    xpl.triplet_margin_loss(a, a, xp.full(a.shape, 2, dtype=a.dtype))
+    xpl.cosine_embedding_loss(a, a, xp.full_like(a[..., 0], -1))
+    xpl.triplet_margin_loss(a, a, xp.full_like(a, 2))
+    xpl.triplet_margin_loss(xp.broadcast_to(row, a.shape), a, a)
+    left, right = xp.broadcast_arrays(xp.reshape(a, (4, 1, 3)), xp.reshape(a, (1, 4, 3)))
+    xpl.triplet_margin_loss(left, right, right)
     number = xp.reshape(backend.asarray(1.0, "float32"), (1,))
     assert backend.tolist(xpl.triplet_margin_loss(number, number, number)) == [1]
 
@@ -555,11 +582,15 @@ def test_names_of_other_libraries(backend: Backend) -> None:
         (xpl.margin_ranking_loss, "input2", "other"),
         (xpl.cosine_embedding_loss, "target", "label"),
         (xpl.cosine_embedding_loss, "mask", "weight"),
-        (xpl.TripletMarginLoss, "eps", "epsilon"),
-        (xpl.HingeEmbeddingLoss, "size_average", "reduction"),
+        (xpl.cosine_embedding_loss, "other", "input2"),
     ]:
         with pytest.raises(TypeError, match=f"What is `{keyword}` elsewhere is `{ours}` here"):
             function(**{keyword: a})
+    with pytest.raises(TypeError, match="What is `eps` elsewhere is `epsilon` here"):
+        xpl.TripletMarginLoss(eps=1.0)
+    for function in (xpl.HingeEmbeddingLoss, loss):
+        with pytest.raises(TypeError, match='`size_average=False` is `reduction="sum"`'):
+            function(size_average=False)
 
 
 def test_unknown_keywords(backend: Backend) -> None:
@@ -584,12 +615,13 @@ def test_unknown_keywords(backend: Backend) -> None:
 def test_too_many_arguments(backend: Backend) -> None:
     """As people pass them who come from PyTorch."""
     x, y = _x(backend), _y(backend)
-    hint = " PyTorch has two deprecated ones before `reduction`: name it, `reduction=`."
+    hint = " In PyTorch two deprecated arguments precede `reduction`: name it, `reduction=`."
     places = "6 arguments are given by position, where there are 5: input, label, margin,"
     for call in (loss, xpl.value_and_grad(loss), xpl.jit(loss)):
         with pytest.raises(TypeError) as caught:
             call(x, y, 1.0, None, None, "mean")
-        assert str(caught.value) == f"{NAME}{places} reduction, name.{hint}"
+        named = "reduction, name. `weight` is given by name."
+        assert str(caught.value) == f"{NAME}{places} {named}{hint}"
     places = "5 arguments are given by position, where there are 3: margin, reduction, name."
     with pytest.raises(TypeError) as caught:
         xpl.HingeEmbeddingLoss(1.0, None, None, "mean", "a")
@@ -597,7 +629,7 @@ def test_too_many_arguments(backend: Backend) -> None:
     places = "3 arguments are given by position, where there are 2: input, label."
     with pytest.raises(TypeError) as caught:
         xpl.HingeEmbeddingLoss()(x, y, x)
-    assert str(caught.value) == f"HingeEmbeddingLoss: {places}"
+    assert str(caught.value) == f"HingeEmbeddingLoss: {places} `weight` is given by name."
 
 
 def test_names_are_texts(backend: Backend) -> None:
@@ -605,6 +637,8 @@ def test_names_are_texts(backend: Backend) -> None:
     _check(loss, {**_call()(backend), "name": 3}, NAME[:-2] + text, TypeError)
     triplets = {**_triplets()(backend), "name": 3}
     _check(xpl.triplet_margin_loss, triplets, "triplet_margin_loss" + text, TypeError)
+    with pytest.raises(TypeError, match=r"`name` is an? .*; it must be a text"):
+        xpl.triplet_margin_loss(**{**triplets, "name": _x(backend)})
     for name in CLASSES:
         _check(getattr(xpl, name), {"name": 3}, name + text, TypeError)
 
@@ -629,8 +663,8 @@ def test_another_library(backend: Backend) -> None:
     for argument in ("label", "margin", "weight"):
         text = (
             f"`input` is a {ours} array but `{argument}` is a {theirs} array. Nothing is moved"
-            f" between libraries; convert one, e.g. `{argument} = xp.asarray({argument})` with the"
-            " xp of `input`."
+            f" between libraries; convert one, e.g. `{argument} = xp.asarray({argument},"
+            " dtype=input.dtype)` with the xp of `input`."
         )
         arguments = _call(**{argument: lambda b: other})(backend)
         _check(loss, arguments, NAME + text, TypeError)
@@ -672,7 +706,7 @@ def test_suggested_conversions(backend: Backend) -> None:
     assert backend.tolist(loss(x, label, weight=weight)) == [float(backend.np.float32(4 / 3))]
     assert backend.tolist(loss(x, xp.asarray(backend.np.asarray([1, -1, 1, 1])))) == [2.0]
     assert backend.tolist(loss(x, xp.asarray([1, -1, 1, 1]))) == [2.0]
-    assert backend.tolist(loss(x, xp.full(x.shape, 1))) == [2.5]
+    assert backend.tolist(loss(x, xp.full_like(x, 1))) == [2.5]
     for weight in ([1, 1, 1, 0], [1.0, 1.0, 1.0, 0.0]):
         weighted = loss(x, label, weight=xp.asarray(weight, dtype=x.dtype))
         assert backend.tolist(weighted) == [float(backend.np.float32(4 / 3))]
@@ -715,11 +749,21 @@ def test_transforms_refuse(backend: Backend, dtype: str) -> None:
         with pytest.raises(kind) as caught:
             xpl.vjp(which, **call, **more, argnums=argnums)
         assert str(caught.value) == "vjp: " + text
-    text = "`argnums` is an array. Arrays go to the function that it returns,"
+    for transform in (xpl.value_and_grad, xpl.jit):
+        name = transform.__name__
+        text = f"{name}: the arrays go to the function that it returns: `{name}(loss)(...)`."
+        for arrays in ((x,), (x, y)):
+            with pytest.raises(TypeError) as caught:
+                transform(loss, *arrays)
+            assert str(caught.value) == text
     with pytest.raises(TypeError) as caught:
-        xpl.value_and_grad(loss, x)
-    text = f"{text} `value_and_grad(loss)(input, label, ...)`."
-    assert str(caught.value) == "value_and_grad: " + text
+        xpl.value_and_grad(loss, 0, 1)
+    text = "value_and_grad: 3 arguments are given by position, where there are 2: loss, argnums."
+    assert str(caught.value) == text
+    text = "value_and_grad: an array is no loss; pass the function, not its result."
+    with pytest.raises(TypeError) as caught:
+        xpl.value_and_grad(loss(x, y))
+    assert str(caught.value) == text
 
 
 @pytest.mark.parametrize("function", [lambda x: x, "abc"])
@@ -764,8 +808,8 @@ def test_a_cotangent_must_fit(backend: Backend) -> None:
     if backend.library != "numpy":
         rows.append((backend.np.ones(4, "float32"), TypeError,
          f"`value` is a {ours} array but `cotangent` is a numpy array. Nothing is moved between"
-         " libraries; convert one, e.g. `cotangent = xp.asarray(cotangent)` with the xp of"
-         " `value`."))  # fmt: skip
+         " libraries; convert one, e.g. `cotangent = xp.asarray(cotangent, dtype=value.dtype)`"
+         " with the xp of `value`."))  # fmt: skip
     for cotangent, kind, text in rows:
         _check(pullback, {"cotangent": cotangent}, "pullback: " + text, kind)
 
@@ -809,12 +853,15 @@ def test_instances_check_their_parameters() -> None:
 def test_a_class_is_given_no_arrays(backend: Backend, name: str) -> None:
     """What people write who forget to make an instance first."""
     text = (
-        f"{name}: `margin` is an array. This is the class of the loss: arrays go to an instance of"
-        f" it, `{name}()(...)`, or to the function."
+        f"{name}: `margin` is an array. This is the class of the loss: inputs go to an instance of"
+        f" it, `{name}()(...)`, and a margin that is an array to the function."
     )
     with pytest.raises(TypeError) as caught:
         getattr(xpl, name)(_rows(backend), _rows(backend), _y(backend))
     assert str(caught.value) == text
+    with pytest.raises(TypeError) as caught:
+        getattr(xpl, name)(pairs=_rows(backend))
+    assert str(caught.value) == text.replace("`margin`", "`pairs`")
 
 
 @pytest.mark.library("numpy", "torch")

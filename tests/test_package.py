@@ -119,7 +119,12 @@ def test_masked_arrays_are_refused(backend: Backend) -> None:
     y = backend.np.ones(2)
     with pytest.raises(TypeError, match="`input` is a MaskedArray, whose mask would be lost"):
         xpl.hinge_embedding_loss(x, y)
-    assert xpl.hinge_embedding_loss(x.data, y, weight=~x.mask) == 1
+    weight = ~backend.np.ma.getmaskarray(x)  # as it says
+    assert xpl.hinge_embedding_loss(x.data, y, weight=weight) == 1
+    weight = backend.np.ma.masked_array([1.0, 2.0], [False, True])
+    with pytest.raises(TypeError, match=r"`weight = weight\.filled\(0\)`"):
+        xpl.hinge_embedding_loss(x.data, y, weight=weight)
+    assert xpl.hinge_embedding_loss(x.data, y, weight=weight.filled(0)) == 1
 
 
 @pytest.mark.library("numpy")

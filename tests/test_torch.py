@@ -209,3 +209,15 @@ def test_tensors_that_numpy_cannot_share(backend: Backend) -> None:
 
     sub = torch.tensor([1.5, 0.25]).as_subclass(Sub)
     assert loss(sub, y).item() == 1.125
+
+
+def test_errors_of_compiled_code(backend: Backend) -> None:
+    """They stand in what PyTorch raises; those of a class too."""
+    torch, x = backend.module, backend.asarray([1.0])
+    for call, text in [
+        (lambda x: xpl.HingeEmbeddingLoss(margin="a")(x, x), "`margin` is a str"),
+        (lambda x: xpl.triplet_margin_loss(x, x, x, swap=1), "`swap` is 1"),
+        (lambda x: xpl.hinge_embedding_loss(x, x > 0), "If True stands for 1"),
+    ]:
+        with pytest.raises(RuntimeError, match=f"raised exception TypeError.*{text}"):
+            torch.compile(call, fullgraph=True, backend="eager")(x)

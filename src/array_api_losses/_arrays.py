@@ -9,7 +9,7 @@ import struct
 import sys
 from collections.abc import Callable, Iterable
 from numbers import Rational, Real
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from array_api_losses._engines import engine_of
 
@@ -24,18 +24,20 @@ _TO_SIGNS = "`label = 2 * xp.astype(label, xp.int8) - 1`"
 
 _ELSEWHERE = {
     "target": "label",
-    "y_true": "label",
-    "y_pred": "input",
+    "labels": "label",
     "anchor": "input",
     "input1": "input",
     "input2": "other",
+    "input": "input1",
+    "other": "input2",
     "eps": "epsilon",
     "mask": "weight",
+    "weights": "weight",
     "sample_weight": "weight",
-    "size_average": "reduction",
-    "reduce": "reduction",
 }
 """What arguments of other libraries are here."""
+
+_BEFORE_REDUCTION = " In PyTorch two deprecated arguments precede it: name it, `reduction=`."
 
 _LARGEST = sys.float_info.max
 
@@ -102,12 +104,13 @@ def _check_like_first(call: "Call", engine: "Plain", argument: str, array: Any) 
     name, loss, first = call.title, call.loss, call.operands[0]
     who, rows = loss.inputs[0], loss.rowwise and argument == loss.label
     if engine_of(array) is None:
-        like = "" if argument == loss.label else who
-        _fail_not_array(name, argument, array, like, f"{who}.shape{'[:-1]' if rows else ''}")
+        dtype = "" if argument == loss.label else f", dtype={who}.dtype"
+        _fail_not_array(name, argument, array, dtype, f"{who}[..., 0]" if rows else who)
     _check_same_home(name, engine, who, first, argument, array)
     needed = first.shape[:-1] if rows else first.shape
-    if array.shape != needed and not unknown(array.shape, needed):
-        _fail_shape(name, who, first.shape, argument, array.shape, rows=rows)
+    if array.shape != needed and not _may_be(array.shape, needed):
+        vectors = loss.rowwise and not rows
+        _fail_shape(name, who, first.shape, argument, array.shape, rows=rows, vectors=vectors)
     if array.dtype == first.dtype:
         return
     kind = engine.kind(array.dtype)
@@ -160,29 +163,50 @@ def _checked(call: "Call") -> tuple["Plain", "Call"]:
     return engine, call.with_arguments((*checked, weight))
 
 
+class Signature(NamedTuple):
+    """What errors say of a function. It is read beforehand, for TorchDynamo cannot read it."""
+
+    title: str
+    known: tuple[str, ...]
+    places: tuple[str, ...]
+    own: int
+    """1 if there is a `self`, which is not among the others."""
+
+
+def signature_of(function: Callable[..., Any]) -> Signature:
+    """Read the signature of a function, or of a method of a class."""
+    title = function.__qualname__.removesuffix(".__call__").removesuffix(".__init__")
+    found = dict(inspect.signature(function).parameters)
+    own = int(found.pop("self", None) is not None)
+    places = [name for name in found if found[name].kind is not inspect.Parameter.KEYWORD_ONLY]
+    return Signature(title, tuple(found), tuple(places), own)
+
+
 def explained(
-    bind: Callable[..., Any], args: tuple[Any, ...], keywords: dict[str, Any], error: TypeError
+    about: Signature, args: tuple[Any, ...], keywords: dict[str, Any], error: TypeError
 ) -> TypeError:
     """Say more than Python does of arguments that there are not."""
-    title = bind.__qualname__.removesuffix(".__call__").removesuffix(".__init__")
-    known = dict(inspect.signature(bind).parameters)
-    given = len(args) - (known.pop("self", None) is not None)
+    title, known, places, own = about
+    given = len(args) - own
     for keyword in keywords:
         if keyword not in known:
             msg = f"{title}: there is no argument `{keyword}`; the arguments are"
             return TypeError(f"{msg} {', '.join(known)}.{elsewhere(keyword, known)}")
-    places = [name for name in known if known[name].kind is not inspect.Parameter.KEYWORD_ONLY]
     if given > len(places):
         msg = f"{title}: {given} arguments are given by position, where there are {len(places)}:"
         msg += f" {', '.join(places)}."
+        if "weight" in known:
+            msg += " `weight` is given by name."
         if "reduction" in places:
-            msg += " PyTorch has two deprecated ones before `reduction`: name it, `reduction=`."
+            msg += _BEFORE_REDUCTION.replace("it", "`reduction`", 1)
         return TypeError(msg)
     return error
 
 
 def elsewhere(argument: str, names: Iterable[str]) -> str:
     """Return a sentence on an argument that other libraries call otherwise, if it is one."""
+    if argument in {"size_average", "reduce"}:
+        return ' Of PyTorch, `size_average=False` is `reduction="sum"`, `reduce=False` "none".'
     ours = _ELSEWHERE.get(argument, "")
     return f" What is `{argument}` elsewhere is `{ours}` here." if ours in names else ""
 
@@ -204,7 +228,8 @@ def check_reduction(name: str, reduction: object) -> None:
     """Refuse a reduction that is none of the three."""
     if not isinstance(reduction, str):
         msg = f"{name}: `reduction` is {_kind(reduction)}; it must be 'none', 'sum' or 'mean'."
-        raise TypeError(msg)
+        hint = _BEFORE_REDUCTION if reduction is None or isinstance(reduction, bool) else ""
+        raise TypeError(msg + hint)
     if reduction not in REDUCTIONS:
         msg = f"{name}: `reduction` is {reduction!r}; it must be 'none', 'sum' or 'mean'."
         raise ValueError(msg)
@@ -250,8 +275,8 @@ def check_no_array(kind: str, argument: str, value: object) -> None:
     """Refuse an array where a class is to be given numbers and names."""
     if not isinstance(value, Real) and engine_of(value) is not None:
         msg = (
-            f"{kind}: `{argument}` is an array. This is the class of the loss: arrays go to an"
-            f" instance of it, `{kind}()(...)`, or to the function."
+            f"{kind}: `{argument}` is an array. This is the class of the loss: inputs go to an"
+            f" instance of it, `{kind}()(...)`, and a margin that is an array to the function."
         )
         raise TypeError(msg)
 
@@ -259,7 +284,7 @@ def check_no_array(kind: str, argument: str, value: object) -> None:
 def check_flag(name: str, argument: str, value: object) -> None:
     """Refuse what is not True or False."""
     if not isinstance(value, bool):
-        msg = f"{name}: `{argument}` is {value!r}; it must be True or False."
+        msg = f"{name}: `{argument}` is {value!r:.40}; it must be True or False."
         raise TypeError(msg)
 
 
@@ -320,7 +345,7 @@ def _fail_labels(xp: Any, call: "Call", label: Any, wrong: Any) -> NoReturn:
 def _checked_parameter(call: "Call", engine: "Plain", argument: str, parameter: Any) -> Any:
     name, who, first = call.title, call.loss.inputs[0], call.operands[0]
     if isinstance(parameter, (list, tuple)):
-        _fail_not_array(name, argument, parameter, who)
+        _fail_not_array(name, argument, parameter, f", dtype={who}.dtype")
     if type(parameter) is float or isinstance(parameter, Real) or engine_of(parameter) is None:
         alternative = "or an array of the dtype of the input "
         check_number(name, argument, parameter, call.loss.bounds, alternative)
@@ -337,12 +362,12 @@ def _check_same_home(
     """Refuse another library and another device."""
     other = engine_of(array)
     if other is None:
-        _fail_not_array(name, argument, array, who)
+        _fail_not_array(name, argument, array, f", dtype={who}.dtype")
     if other is not engine and other.name != engine.name:
         msg = (
             f"{name}: `{who}` is a {engine.name} array but `{argument}` is a {other.name} array."
             f" Nothing is moved between libraries; convert one, e.g."
-            f" `{argument} = xp.asarray({argument})` with the xp of `{who}`."
+            f" `{argument} = xp.asarray({argument}, dtype={who}.dtype)` with the xp of `{who}`."
         )
         raise TypeError(msg)
     here, there = engine.device(first), engine.device(array)
@@ -360,12 +385,15 @@ def _check_partner(call: "Call", argument: str, array: Any, *, mask: bool | None
     name, who, first = call.title, call.loss.inputs[0], call.operands[0]
     if array.dtype != first.dtype and not mask:
         bools = "" if mask is None else " (or be bool)"
+        if mask is None and call.loss.label is None and "int" in dtype_name(array.dtype):
+            bools = " (there is no label)"
         _fail_dtype(name, who, first.dtype, argument, array.dtype, bools)
     shape, target = array.shape, call.shape
-    if shape == target or unknown(shape, target):
+    if shape == target:
         return
     tail = target[len(target) - len(shape) :]
-    if len(shape) > len(target) or any(a not in {1, b} for a, b in zip(shape, tail, strict=True)):
+    beyond = len(shape) > len(target)
+    if beyond or any(a != 1 and not _may_be((a,), (b,)) for a, b in zip(shape, tail, strict=True)):
         msg = (
             f"{name}: `{argument}` has shape {tuple(shape)}, which does not broadcast to the shape"
             f" {tuple(target)} of {'the rows of ' if call.loss.rowwise else ''}`{who}`."
@@ -373,30 +401,39 @@ def _check_partner(call: "Call", argument: str, array: Any, *, mask: bool | None
         raise ValueError(msg)
 
 
-def unknown(*shapes: tuple[Any, ...]) -> bool:
+def unknown(shape: tuple[Any, ...]) -> bool:
     """Whether a lazy library does not know a size yet: it is None or NaN."""
-    return any(size is None or isinstance(size, float) for shape in shapes for size in shape)
+    return any(size is None or isinstance(size, float) for size in shape)
+
+
+def _may_be(shape: tuple[Any, ...], needed: tuple[Any, ...]) -> bool:
+    """Whether a shape is the one needed, as far as sizes are known."""
+    return len(shape) == len(needed) and all(
+        a == b or unknown((a, b)) for a, b in zip(shape, needed, strict=True)
+    )
 
 
 def _fail_not_array(
-    name: str, argument: str, value: object, like: str = "", shape: str = ""
+    name: str, argument: str, value: object, dtype: str = "", like: str = ""
 ) -> NoReturn:
-    """Suggest an array of the dtype of `like`; a number goes everywhere in `shape`."""
+    """Suggest an array of a dtype; a number goes everywhere where `like` has one."""
     if value is None:
         msg = f"{name}: `{argument}` is None; an array is needed."
         raise TypeError(msg)
-    dtype = f", dtype={like}.dtype" if like else ""
     array = f"xp.asarray({argument}{dtype})"
-    if shape and isinstance(value, Real):
-        array = f"xp.full({shape}, {argument}{dtype})"
+    if like and isinstance(value, Real) and not isinstance(value, bool):
+        array = f"xp.full_like({like}, {argument})"
     msg = (
         f"{name}: `{argument}` is {_kind(value)}, not an array. Make it one of the library you work"
         f" in, e.g. `{argument} = {array}`."
     )
     if type(value).__name__ == "MaskedArray":
+        array = f"weight = ~np.ma.getmaskarray({argument})` and `{argument} = {argument}.data"
+        if argument == "weight":
+            array = "weight = weight.filled(0)"
         msg = (
-            f"{name}: `{argument}` is a MaskedArray, whose mask would be lost. Pass the data, and"
-            f" the mask as a weight: `{argument} = {argument}.data` and `weight = ~mask`."
+            f"{name}: `{argument}` is a MaskedArray, whose mask would be lost. Let a weight say"
+            f" what counts: `{array}`."
         )
     raise TypeError(msg)
 
@@ -417,23 +454,33 @@ def _fail_shape(
     other: tuple[int, ...],
     *,
     rows: bool,
+    vectors: bool,
 ) -> NoReturn:
+    """The argument has one number for each of the `rows`, or has `vectors` itself."""
     shape, other = tuple(shape), tuple(other)  # torch prints its own
     have, needed = f"has shape {shape}", f"{who}.shape"
     if rows:
         shape = shape[:-1]
         have, needed = f"{have}, rows of shape {shape},", f"{needed}[:-1]"
     msg = f"{name}: `{who}` {have} but `{argument}` has shape {other}."
+    if unknown(shape) or unknown(other):
+        raise ValueError(msg)
     size, partner = math.prod(shape), math.prod(other)
     joint = _broadcast(shape, other)
     if joint is not None:
-        pairs = math.prod(joint)
-        if pairs != size:
-            msg += f" Broadcasting would compare {pairs} pairs, not {size}."
+        axes = len(joint) - vectors
+        pairs, found = math.prod(joint[:axes]), math.prod(shape[: len(shape) - vectors])
+        if pairs != found:
+            msg += f" Broadcasting would compare {pairs} pairs, not {found}."
     if size == partner:
         msg += f" Reshape one of them, e.g. `{argument} = xp.reshape({argument}, {needed})`."
     elif joint == shape:
         msg += f" If that is meant, say so: `{argument} = xp.broadcast_to({argument}, {needed})`."
+    elif joint == other and not rows:
+        msg += f" If that is meant, say so: `{who} = xp.broadcast_to({who}, {argument}.shape)`."
+    elif joint is not None and not rows:
+        both = f"{who}, {argument}"
+        msg += f" If that is meant, say so: `{both} = xp.broadcast_arrays({both})`."
     else:
         msg += f" {'It must be that of the rows' if rows else 'They must be the same'}."
     raise ValueError(msg)
@@ -493,7 +540,7 @@ def check_cotangent(engine: "Plain", value: Any, cotangent: Any) -> None:
     _check_same_home(name, engine, "value", value, "cotangent", cotangent)
     if cotangent.dtype != value.dtype:
         _fail_dtype(name, "value", value.dtype, "cotangent", cotangent.dtype)
-    if cotangent.shape != value.shape and not unknown(cotangent.shape, value.shape):
+    if cotangent.shape != value.shape and not _may_be(cotangent.shape, value.shape):
         msg = (
             f"{name}: `cotangent` has shape {tuple(cotangent.shape)}, but the value has shape"
             f" {tuple(value.shape)}; they must be the same."

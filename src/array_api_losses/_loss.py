@@ -24,6 +24,7 @@ from array_api_losses._arrays import (
     check_number,
     check_reduction,
     explained,
+    signature_of,
     unknown,
 )
 from array_api_losses._primitives import total
@@ -132,13 +133,14 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
 
     The transforms use the inner function, `loss.bind`, to see the call without running it.
     """
+    about = signature_of(bind)
 
     @wraps(bind)
     def loss(*args: P.args, **kwargs: P.kwargs) -> Array:
         try:
             call = bind(*args, **kwargs)
         except TypeError as error:
-            raise explained(bind, args, kwargs, error) from None
+            raise explained(about, args, kwargs, error) from None
         engine, call = agree(call)
         return engine.value(call)
 
@@ -147,7 +149,7 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
         try:
             return bind(*args, **kwargs)
         except TypeError as error:
-            raise explained(bind, args, kwargs, error) from None
+            raise explained(about, args, kwargs, error) from None
 
     loss.__annotations__["return"] = Array
     loss.__dict__["bind"] = bound
@@ -158,14 +160,16 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
 def loss_class(cls: type[T]) -> type[T]:
     """Make a frozen dataclass that says more than Python does of arguments that there are not."""
     made: Any = dataclass(frozen=True)(cls)
-    init = made.__init__
+    init, about = made.__init__, signature_of(made.__init__)
 
     @wraps(init)
     def explaining(*args: Any, **kwargs: Any) -> None:
         try:
             init(*args, **kwargs)
         except TypeError as error:
-            raise explained(init, args, kwargs, error) from None
+            for name, value in kwargs.items():
+                check_no_array(cls.__name__, name, value)
+            raise explained(about, args, kwargs, error) from None
 
     made.__init__ = explaining
     return cls
@@ -270,7 +274,8 @@ def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
     """W: the number of elements, or the sum of the weights as broadcast."""
     weight, first = call.weight, call.operands[0]
     if unknown(first.shape):
-        ones = xp.ones_like(first[..., 0] if call.loss.rowwise else first)
+        nil = xp.zeros_like(first)
+        ones = (xp.sum(nil, axis=-1) if call.loss.rowwise else nil) + 1
         return total(xp, ones if weight is None else weight * ones, dtype)
     size = math.prod(call.shape)
     if weight is None:

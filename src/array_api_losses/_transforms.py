@@ -8,15 +8,39 @@ differentiation.
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeAlias
+from numbers import Integral, Real
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
-from array_api_losses._arrays import agree, check_cotangent, elsewhere
+from array_api_losses._arrays import agree, check_cotangent, elsewhere, explained, signature_of
 from array_api_losses._engines import engine_of
 from array_api_losses._loss import Array, Call, LossInstance, loss_function
 
 Argnums: TypeAlias = int | str | tuple[int | str, ...]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
+def _explaining(transform: Callable[P, T]) -> Callable[P, T]:
+    """Say more than Python does to those who give the arrays to the transform itself."""
+    about = signature_of(transform)
+
+    @wraps(transform)
+    def explaining(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return transform(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            if len(args) > 1 and not isinstance(args[1], Real) and engine_of(args[1]) is not None:
+                name = transform.__name__
+                msg = f"{name}: the arrays go to the function that it returns: `{name}(loss)(...)`."
+                raise TypeError(msg) from None
+            if isinstance(error, TypeError):
+                raise explained(about, args, kwargs, error) from None
+            raise
+
+    return explaining
+
+
+@_explaining
 def value_and_grad(loss: Callable[..., Array], argnums: Argnums = 0) -> Callable[..., Any]:
     """Return a function that gives a loss and its gradient, in one pass where the engine can.
 
@@ -118,6 +142,7 @@ def vjp(
     return value, pullback
 
 
+@_explaining
 def jit(loss: Callable[..., Any]) -> Callable[..., Any]:
     """Return the same function, compiled for the arrays that it is called with.
 
@@ -138,12 +163,12 @@ def jit(loss: Callable[..., Any]) -> Callable[..., Any]:
     TypeError
         If `loss` is not of this package.
     ImportError
-        At a call with arrays of NumPy, if Numba is not installed.
+        At a call of an elementwise loss with arrays of NumPy, if Numba is not installed.
 
     Notes
     -----
     Labels of PyTorch are not read: the loss of a wrong one is NaN. In other libraries they are, as
-    without `jit`.
+    without `jit`. What it returns cannot be pickled: pickle the loss, and compile where it is used.
 
     Examples
     --------
@@ -173,6 +198,9 @@ def _binder(transform: str, loss: Any) -> Callable[..., Call]:
         msg = f"{transform}: {loss.__name__} is a class; pass an instance, `{loss.__name__}(...)`."
         raise TypeError(msg)
     bind: Callable[..., Call] | None = getattr(loss, "bind", None)
+    if bind is None and engine_of(loss) is not None:
+        msg = f"{transform}: an array is no loss; pass the function, not its result."
+        raise TypeError(msg)
     if bind is None:
         msg = (
             f"{transform}: {getattr(loss, '__name__', repr(loss))} is not a loss of"
@@ -197,14 +225,13 @@ def _names(
     parameters = tuple(inspect.signature(loss).parameters)
     chosen = []
     for argnum in argnums if isinstance(argnums, tuple) else (argnums,):
-        if type(argnum) is int and -len(parameters) <= argnum < len(parameters):
-            chosen.append(parameters[argnum])
+        at = len(parameters)
+        if isinstance(argnum, Integral) and not isinstance(argnum, bool):
+            at = int(argnum)
+        if -len(parameters) <= at < len(parameters):
+            chosen.append(parameters[at])
         elif isinstance(argnum, str) and argnum in parameters:
             chosen.append(argnum)
-        elif transform == "value_and_grad" and engine_of(argnum) is not None:
-            msg = f"{transform}: `argnums` is an array. Arrays go to the function that it returns,"
-            msg += f" `{transform}(loss)({', '.join(parameters[:2])}, ...)`."
-            raise TypeError(msg)
         else:
             who = getattr(loss, "__name__", type(loss).__name__)
             msg = (

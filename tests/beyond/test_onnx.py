@@ -69,6 +69,30 @@ def test_a_wrong_label_gives_nan() -> None:
     assert np.isnan(result[1])
 
 
+@pytest.mark.parametrize("width", [None, 0])
+@pytest.mark.parametrize("name", ["cosine_embedding_loss", "triplet_margin_loss"])
+def test_vectors_without_entries(name: str, width: int | None) -> None:
+    x = ndx.argument(shape=(None, width), dtype=ndx.float32)
+    last = x if name[0] == "t" else ndx.argument(shape=(None,), dtype=ndx.float32)
+    loss = getattr(xpl, name)(x, x, last)
+    arguments = {"x": x} if last is x else {"x": x, "last": last}
+    session = onnxruntime.InferenceSession(ndx.build(arguments, {"loss": loss}).SerializeToString())
+    feeds = {"x": np.zeros((5, 0), "float32"), "last": np.ones(5, "float32")}
+    assert session.run(None, {name: feeds[name] for name in arguments})[0] == 1
+
+
+def test_what_is_known_of_shapes_is_checked() -> None:
+    def make(*shape: int | None) -> Any:
+        return ndx.argument(shape=shape, dtype=ndx.float32)
+
+    with pytest.raises(ValueError, match="`label` has shape"):
+        xpl.hinge_embedding_loss(make(None), make(None, 1))
+    with pytest.raises(ValueError, match="`label` has shape"):
+        xpl.hinge_embedding_loss(make(None, 1), make(None, 4))
+    with pytest.raises(ValueError, match="`weight` has shape"):
+        xpl.hinge_embedding_loss(make(None), make(None), weight=make(None, None))
+
+
 def test_the_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(Path(__file__).parents[2] / "examples" / "export_onnx.py"))

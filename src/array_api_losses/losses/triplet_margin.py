@@ -15,9 +15,10 @@ is shared between the two.
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
-from array_api_losses._arrays import check_flag, check_number
+from array_api_losses._arrays import check_flag, check_name, check_number
 from array_api_losses._loss import (
     Array,
     Call,
@@ -85,7 +86,7 @@ def _loss(name: str, p: float, epsilon: float, swap: bool) -> Loss:
     """Return the loss of these distances, the same one each time."""
     check_number(name, "epsilon", epsilon)
     check_flag(name, "swap", swap)
-    if not (isinstance(p, float) and p == math.inf):
+    if not (isinstance(p, Real) and p == math.inf):
         check_number(name, "p", p, (1, math.inf))
     # By way of `hex`, what TorchDynamo takes for a variable is a constant of the graph again.
     key = float.fromhex(float(p).hex()), float.fromhex(float(epsilon).hex()), swap
@@ -202,6 +203,7 @@ def triplet_margin_loss(
     >>> xpl.triplet_margin_loss(anchor, positive, negative, epsilon=0.0, reduction="none")
     array([1.5, 0. ])
     """
+    check_name("triplet_margin_loss", name)
     loss = _loss(name or "triplet_margin_loss", p, epsilon, swap)
     operands = input, positive, negative, margin
     return Call(loss, operands, weight, reduction, name, trusted=True)
