@@ -1,6 +1,7 @@
 """PyTorch's DTensor over two processes: the mean, and its gradient, are those of the whole."""
 
 import itertools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ def _process(rank: int, path: str, check: Callable[[Any], None]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{path}", rank=rank, world_size=2)
     check(init_device_mesh("cpu", (2,)))
+    dist.barrier()  # or the faster process closes connections that the other still reads
     dist.destroy_process_group()
+    os._exit(0)  # all is checked; at an ordinary exit threads of PyTorch's own may still abort it
 
 
 def _spread(mesh: Any, tensor: Any, axis: int = 0) -> Any:
