@@ -30,12 +30,13 @@ MORE_NAMES: tuple[str, ...] = ("torch:cuda", "jax:cuda")
 #             eager: values are computed within the call
 #             large: arrays of many elements take no longer than elsewhere
 #             exact quotients: the root of a square, and a quotient of equals, are exact
+#             accelerator: the device works while the caller goes on; also the rows of `MORE_NAMES`
 #             scalars: a scalar that the library gives back is an array like others
 FEATURES: dict[str, dict[str, bool]] = {
     "reads labels": {"numpy": True, "strict": True, "torch": True, "jax": True, "dask": False, "cupy": False},
     "float16": {"numpy": True, "strict": False, "torch": True, "jax": True, "dask": True, "cupy": True},
     "bfloat16": {"numpy": False, "strict": False, "torch": True, "jax": True, "dask": False, "cupy": False},
-    "subnormals": {"numpy": True, "strict": True, "torch": True, "jax": False, "dask": True, "cupy": True},
+    "subnormals": {"numpy": True, "strict": True, "torch": True, "jax": False, "dask": True, "cupy": False},
     "silent": {"numpy": True, "strict": False, "torch": True, "jax": True, "dask": True, "cupy": True},
     "devices": {"numpy": False, "strict": True, "torch": True, "jax": False, "dask": False, "cupy": False},
     "eager": {"numpy": True, "strict": True, "torch": True, "jax": True, "dask": False, "cupy": True},
@@ -43,6 +44,7 @@ FEATURES: dict[str, dict[str, bool]] = {
     "large": {"numpy": True, "strict": True, "torch": True, "jax": True, "dask": True, "cupy": True},
     "scalars": {"numpy": True, "strict": True, "torch": True, "jax": True, "dask": True, "cupy": True},
     "exact quotients": {"numpy": True, "strict": True, "torch": True, "jax": False, "dask": True, "cupy": True},
+    "accelerator": {"numpy": False, "strict": False, "torch": False, "jax": False, "dask": False, "cupy": True},
     "own autodiff": {"numpy": False, "strict": False, "torch": True, "jax": True, "dask": False, "cupy": False},
 }  # fmt: skip
 
@@ -70,6 +72,8 @@ MODES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "jax:vmap": (FEW, ("reads labels",)),
     "jax:x32": (FEW, ("float64",)),
     "dask:mismatched": (ARRAYS, ("large",)),
+    "cupy:rows": (ARRAYS, ("large",)),
+    "cupy:strided": (ARRAYS, ("large",)),
 }
 
 _MODULES = {
@@ -108,6 +112,30 @@ class Backend:
         with meanwhile:
             return self.mode.wrap(function)(*args, **kwargs)
 
+    def without_waiting(self, function: Callable[[], Any]) -> Any:
+        """Return what a function returns; it fails if it waits for the device."""
+        result = function()  # what is compiled and allocated at first may wait
+        if self.library == "cupy":
+            cuda = self.module.cuda
+            cuda.Device().synchronize()
+            with cuda.Stream(non_blocking=True) as stream:
+                function()
+                stream.begin_capture()  # in which waiting is an error
+                result = function()
+                stream.end_capture().launch(stream)
+                stream.synchronize()
+        elif self.library == "torch":
+            self.module.cuda.set_sync_debug_mode("error")
+            try:
+                result = function()
+            finally:
+                self.module.cuda.set_sync_debug_mode("default")
+        else:
+            jax = importlib.import_module("jax")
+            with jax.transfer_guard_device_to_host("disallow"):
+                result = function()
+        return result
+
     @cached_property
     def np(self) -> Any:
         """NumPy, in which inputs are made and outputs are read."""
@@ -134,8 +162,9 @@ class Backend:
 
     def has(self, feature: str) -> bool:
         """Whether the matrix says that this library has a feature."""
-        on_gpu = self.name.endswith(":cuda")
-        lacks = ("reads labels",) if on_gpu else MODES.get(self.name, ((), ()))[1]
+        if self.name in MORE_NAMES and feature in {"reads labels", "accelerator"}:
+            return feature == "accelerator"
+        lacks = MODES.get(self.name, ((), ()))[1]
         return FEATURES[feature][self.library] and feature not in lacks
 
     def require(self, feature: str) -> None:

@@ -131,6 +131,12 @@ def _torch_float64() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
+def _cupy_rows() -> AbstractContextManager[Any]:
+    from array_api_losses._engines import cupy as engine
+
+    return mock.patch.object(engine, "ROW", 2)
+
+
 def _split(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[dict[str, Any], Callable[..., Any]]:
@@ -218,4 +224,6 @@ MODES: dict[str, Mode] = {
     "jax:vmap": Mode(wrap=partial(_mapped, "jax")),
     "jax:x32": Mode(around=_x32),
     "dask:mismatched": Mode(lay=_mismatched),
+    "cupy:rows": Mode(around=_cupy_rows),
+    "cupy:strided": Mode(lay=_strided, around=_cupy_rows),
 }

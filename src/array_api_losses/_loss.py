@@ -280,7 +280,9 @@ def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
     size = math.prod(call.shape)
     if weight is None:
         return size
-    return total(xp, weight, dtype) * (size // max(1, math.prod(weight.shape)))
+    repeats = size // max(1, math.prod(weight.shape))
+    weights = total(xp, weight, dtype)
+    return weights if repeats == 1 else weights * repeats
 
 
 def _divided(xp: Any, values: Any, weights: Any) -> Any:
@@ -361,6 +363,21 @@ def gradients(
     if slope_in_weight is not None:
         slope_in_weight = scaled(xp, cast(xp, slope_in_weight, wide), seed)
     return [*found, slope_in_weight]
+
+
+def gradients_by_element(
+    xp: Any,
+    call: Call,
+    wanted: tuple[bool, ...],
+    seed: tuple[Any, Array | None],
+    mean: Array | None,
+) -> list[Array | None]:
+    """As `gradients`, of a call that is not prepared; `mean` is that of a weighted mean."""
+    call, in_weight = prepared(xp, call), None
+    if wanted[-1]:
+        losses = call.loss.value(xp, *call.operands)
+        in_weight = slope_in_weight(xp, call.weight, losses, mean)
+    return gradients(xp, call, wanted, seed, in_weight)
 
 
 def slopes_of(xp: Any, call: Call, wanted: tuple[bool, ...]) -> tuple[Array | None, ...]:

@@ -55,6 +55,10 @@ def _engine_for(array: Any) -> "Plain":
         from array_api_losses._engines import dask
 
         return dask.ENGINE
+    if compat.is_cupy_array(array):
+        from array_api_losses._engines import cupy
+
+        return cupy.ENGINE
     from array_api_losses._engines.plain import Plain
 
     xp = compat.array_namespace(array)

@@ -155,14 +155,8 @@ def _gradient(*arguments: Any, call: Call, wanted: tuple[bool, ...]) -> Array:
     """Return the one gradient that is wanted, for each element of a chunk."""
     *own, factor, divisor, mean = arguments
     engine, call = _chunk(call, own)
-    xp = engine.xp
     with engine.quiet():
-        call = _loss.prepared(xp, call)
-        in_weight = None
-        if wanted[-1]:
-            losses = call.loss.value(xp, *call.operands)
-            in_weight = _loss.slope_in_weight(xp, call.weight, losses, mean)
-        found = _loss.gradients(xp, call, wanted, (factor, divisor), in_weight)
+        found = _loss.gradients_by_element(engine.xp, call, wanted, (factor, divisor), mean)
     return next(gradient for gradient in found if gradient is not None)
 
 

@@ -1,0 +1,222 @@
+"""CuPy: the pipeline of an elementwise loss, fused into one kernel by `cupy.fuse`.
+
+Nothing waits for the device: labels are not read, so the loss of a wrong one is NaN. Losses of rows
+take the plain path.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import array_api_compat.cupy as xp
+import cupy
+import numpy as np
+
+from array_api_losses import _loss
+from array_api_losses._engines.plain import Plain
+from array_api_losses._loss import Array, Call, Loss
+from array_api_losses._primitives import FASTER
+
+ROW = 2**15
+"""Elements that one block of threads adds up; to a sum without rows, CuPy gives a single block."""
+
+
+def _zero(y: Any) -> Any:
+    return y.dtype.type(0)  # a scalar of NumPy travels as an argument of the kernel
+
+
+def _sign(d: Any) -> Any:
+    return cupy.where(cupy.isnan(d), d, cupy.sign(d))
+
+
+def _select(y: Any, a: Any, b: Any) -> Any:
+    return cupy.where(y > 0, a, b + (y - y))
+
+
+TRACED: Any = SimpleNamespace(
+    __name__=__name__,
+    abs=cupy.abs,
+    astype=lambda values, dtype: values.astype(dtype),
+    float32=np.dtype(np.float32),
+    isfinite=cupy.isfinite,
+    maximum=cupy.maximum,
+    minimum=cupy.minimum,
+    sign=_sign,
+    where=cupy.where,
+    zeros_like=_zero,
+)
+"""What the pipeline may call in `cupy.fuse`, which knows CuPy's own functions, and no keywords."""
+
+FASTER["steep"][xp.__name__] = FASTER["sign"][xp.__name__] = _sign
+for _name in (xp.__name__, TRACED.__name__):
+    FASTER["zero"][_name] = _zero
+    FASTER["select"][_name] = _select
+
+
+KERNELS: list[Any] = []
+
+
+def _fused(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Let `cupy.fuse` make kernels of a function.
+
+    At any error it turns, silently and for good, to a way that is much slower; so all are listed,
+    for the tests to see that none has.
+    """
+
+    def fuse(function: Callable[..., Any]) -> Any:
+        identifier = re.sub(r"\W", "_", name)  # any other name is such an error
+        KERNELS.append(cupy.fuse(kernel_name=identifier)(function))
+        return KERNELS[-1]
+
+    return fuse
+
+
+def _losses(loss: Loss, arguments: tuple[Any, ...], *, wide: bool) -> Any:
+    call = _loss.prepared(TRACED, _call(loss, arguments))
+    dtype = arguments[0].dtype
+    dtype = _loss.accumulator(TRACED, dtype) if wide else dtype
+    return _loss.cast(TRACED, _loss.terms_of(TRACED, call), dtype)
+
+
+def _call(loss: Loss, arguments: tuple[Any, ...]) -> Call:
+    return Call(loss, arguments[:-1], arguments[-1], "none", None)
+
+
+@cache
+def fused_losses(loss: Loss, *, wide: bool) -> Any:
+    """Return the kernel of the weighted losses, in their dtype or in at least float32."""
+
+    @_fused(loss.name)
+    def losses(*arguments: Any) -> Any:
+        return _losses(loss, arguments, wide=wide)
+
+    return losses
+
+
+@cache
+def fused_sum(loss: Loss, axis: int | None) -> Any:
+    """Return the kernel that adds up the weighted losses, along an axis or all of them."""
+
+    @_fused(f"{loss.name}_sum")
+    def sums(*arguments: Any) -> Any:
+        return cupy.sum(_losses(loss, arguments, wide=True), axis)
+
+    return sums
+
+
+@cache
+def fused_gradients(loss: Loss, wanted: tuple[bool, ...], whole: tuple[bool, ...]) -> Any:
+    """Return the kernel of the gradients that are wanted, by element.
+
+    In arguments that are whole, and so are not broadcast, they come in the dtype of the inputs.
+    """
+
+    @_fused(f"{loss.name}_gradients")
+    def gradients(factor: Any, divisor: Any, mean: Any, *arguments: Any) -> Any:
+        call, dtype = _call(loss, arguments), arguments[0].dtype
+        found = _loss.gradients_by_element(TRACED, call, wanted, (factor, divisor), mean)
+        return tuple(
+            _loss.cast(TRACED, gradient, dtype) if gradient is not None and last else gradient
+            for gradient, last in zip(found, whole, strict=True)
+        )
+
+    return gradients
+
+
+@_fused("finished")
+def fused_finish(total: Any, weights: Any, like: Any) -> Any:
+    """The kernel of what follows on a sum."""
+    return _loss.finished(TRACED, total, weights, like.dtype)
+
+
+class CuPy(Plain):
+    """One kernel for the losses or their sum, and one for all gradients."""
+
+    def run(self, call: Call) -> Array:
+        if call.loss.rowwise:
+            return super().run(call)
+        if call.reduction == "none":
+            return fused_losses(call.loss, wide=False)(*_arguments(call))
+        total, weights = self.folded(call)
+        dtype = call.operands[0].dtype
+        if weights is None:
+            return _loss.cast(xp, total, dtype)
+        if isinstance(weights, int):
+            weights = total.dtype.type(weights)
+        return fused_finish(total, weights, dtype.type(0))
+
+    def folded(self, call: Call) -> tuple[Array, Any]:
+        return super().folded(call) if call.loss.rowwise else (_sum(call), _weights(call))
+
+    def gradient(
+        self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
+    ) -> tuple[Array | None, tuple[Array | None, ...]]:
+        if call.loss.rowwise:
+            return super().gradient(call, wanted, cotangent)
+        averages = call.reduction == "mean" and wanted[-1]
+        value = self.run(call) if averages or cotangent is None else None
+        factor, divisor = _loss.seed_of(xp, call, cotangent, _weights(call))
+        if not isinstance(factor, cupy.ndarray):
+            factor = _wide(call).type(factor)
+        shape = call.shape
+        whole = tuple(getattr(argument, "shape", ()) == shape for argument in call.arguments)
+        kernel = fused_gradients(call.loss, wanted, whole)
+        mean = value if averages else None
+        gradients = iter(kernel(factor, divisor, mean, *_arguments(call)))
+        shaped = [
+            _loss.summed_to(xp, next(gradients), argument.shape, argument.dtype) if want else None
+            for want, argument in zip(wanted, call.arguments, strict=True)
+        ]
+        return value if cotangent is None else None, tuple(shaped)
+
+    def traits(self, arrays: tuple[Array, ...]) -> tuple[Any, ...] | None:
+        found: list[Any] = []
+        for array in arrays:
+            if type(array) is not cupy.ndarray:
+                return None
+            found += array.dtype, array.data.device_id
+        return tuple(found)
+
+
+def _wide(call: Call) -> Any:
+    return np.dtype(_loss.accumulator(TRACED, call.operands[0].dtype))
+
+
+def _weights(call: Call) -> Any:
+    """Return W of a mean."""
+    return _loss.weight_sum(xp, call, _wide(call)) if call.reduction == "mean" else None
+
+
+def _arguments(call: Call) -> list[Any]:
+    """Return the arguments for a kernel, which takes numbers in the dtype of the inputs."""
+    kind = call.operands[0].dtype.type
+    return [kind(a) if isinstance(a, float) else a for a in call.arguments]
+
+
+def _sum(call: Call) -> Array:
+    """Return the sum of the weighted losses, in at least float32."""
+    loss, arguments, first = call.loss, _arguments(call), call.operands[0]
+    if first.size < 2 * ROW:
+        return fused_sum(loss, None)(*arguments)
+    full = [isinstance(a, cupy.ndarray) and a.ndim > 0 for a in arguments]
+    if any(
+        is_full and (a.shape != first.shape or not a.flags.c_contiguous)
+        for a, is_full in zip(arguments, full, strict=True)
+    ):
+        return cupy.sum(fused_losses(loss, wide=True)(*arguments))
+    rows = first.size // ROW
+    even = first.size - first.size % rows
+    flat = [a.reshape(-1) if is_full else a for a, is_full in zip(arguments, full, strict=True)]
+    in_rows = [
+        a[:even].reshape(rows, -1) if is_full else a for a, is_full in zip(flat, full, strict=True)
+    ]
+    total = cupy.sum(fused_sum(loss, 1)(*in_rows))
+    if even == first.size:
+        return total
+    rest = [a[even:] if is_full else a for a, is_full in zip(flat, full, strict=True)]
+    return total + fused_sum(loss, None)(*rest)
+
+
+ENGINE = CuPy(xp)
