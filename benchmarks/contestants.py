@@ -273,10 +273,11 @@ CONTESTANTS = {
 }
 
 
-def _held(call: Function) -> int:
+def _held(call: Function, device: str = "cpu") -> int:
     """Return the bytes that autograd keeps between forward and backward, beside the arguments."""
     torch = importlib.import_module("torch")
-    x, y = torch.randn(1_000_000).requires_grad_(), torch.ones(1_000_000)
+    x = torch.randn(1_000_000, device=device).requires_grad_()
+    y = torch.ones(1_000_000, device=device)
     saved: dict[int, int] = {}
 
     def pack(tensor: Any) -> Any:

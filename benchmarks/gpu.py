@@ -1,0 +1,130 @@
+"""Time hinge embedding on a CUDA device, as ratios of one run; needs CuPy, and PyTorch for CUDA.
+
+    python benchmarks/gpu.py
+
+All take turns, round by round, between two events of the device; a ratio is the median over the
+rounds. A copy on the device says what its memory allows.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import cupy
+import numpy as np
+import torch
+from contestants import HINGE, Job, _backward, _held, _hinge, _ours, _own
+
+import array_api_losses as xpl
+
+LARGE, SMALL = 100_000_000, 1_000
+ROUNDS = 11
+
+# What is promised: who, with gradient or not, elements, against whom, how many times faster.
+BARS = [
+    ("torch", True, LARGE, "torch own", 2),
+    ("torch, jit", True, LARGE, "torch own, compiled", 1),
+    ("torch", True, SMALL, "torch own", 1),
+    ("torch", False, SMALL, "torch own", 1),
+]
+COPY_BAR = 0.8
+"""The share of the bandwidth of a copy that the mean on CuPy is to reach."""
+
+Run = Callable[[], Any]
+
+
+def _seconds(run: Run, repeats: int, device: str) -> float:
+    """Return the time of a run, as the device sees it."""
+    if device == "cpu":
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        return (time.perf_counter() - start) / repeats
+    events = cupy.cuda.Event(), cupy.cuda.Event()
+    events[0].record()
+    for _ in range(repeats):
+        run()
+    events[1].record()
+    events[1].synchronize()
+    return cupy.cuda.get_elapsed_time(*events) / 1e3 / repeats
+
+
+def contestants(size: int, *, gradient: bool, device: str) -> dict[str, Run]:
+    """Return what is timed: each a function of nothing that leaves its result on the device."""
+    job = Job(size, "float32", "float32", gradient, HINGE)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal(size, dtype=np.float32)
+    y = np.where(rng.random(size, dtype=np.float32) < 0.5, np.float32(1), np.float32(-1))
+    on_cupy = cupy.asarray(x), cupy.asarray(y)
+    on_torch = [torch.from_numpy(array).to(device) for array in (x, y)]
+    other = cupy.empty_like(on_cupy[0])
+    compiled = torch.compile(_own("torch")(job))
+    jitted = xpl.jit(xpl.hinge_embedding_loss)
+    runs = {
+        "copy": partial(cupy.copyto, other, on_cupy[0]),
+        "cupy": partial(_ours(job), *on_cupy),
+        "torch": partial(_backward(_ours)(job), *on_torch),
+        "torch own": partial(_backward(_own("torch"))(job), *on_torch),
+        "torch, jit": partial(_backward(lambda _: jitted)(job), *on_torch),
+        "torch own, compiled": partial(_backward(lambda _: compiled)(job), *on_torch),
+    }
+    if not gradient:
+        runs["cupy expression"] = partial(_hinge, *on_cupy, 1.0, cupy)
+    return runs
+
+
+def measure(runs: dict[str, Run], device: str) -> dict[str, list[float]]:
+    """Let all take turns; return their times in each round."""
+    repeats = {}
+    for name, run in runs.items():
+        _seconds(run, 3, device)  # compiles, and fills the pools of memory
+        repeats[name] = max(1, min(1000, int(0.05 / _seconds(run, 3, device))))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            times[name].append(_seconds(run, repeats[name], device))
+    return times
+
+
+def _times_faster(times: dict[str, list[float]], name: str, peer: str) -> float:
+    return statistics.median(p / t for p, t in zip(times[peer], times[name], strict=True))
+
+
+def report(times: dict[str, list[float]], size: int, *, gradient: bool) -> None:
+    """Print the times of one job, and what was promised of them."""
+    print(f"\n{size:,} float32, {'value and gradient' if gradient else 'value'}")
+    for name, own in times.items():
+        print(f"  {name:<22} {statistics.median(own) * 1e6:12,.1f} us")
+    if not gradient:
+        # The mean reads two arrays; a copy reads one and writes one.
+        share = _times_faster(times, "cupy", "copy")
+        print(f"  cupy: {share:.2f} of the bandwidth of a copy (at {LARGE:,}: {COPY_BAR})")
+        print(f"  cupy: {_times_faster(times, 'cupy', 'cupy expression'):.2f} x the expression")
+    for name, with_gradient, elements, peer, bar in BARS:
+        if (with_gradient, elements) == (gradient, size):
+            print(f"  {name}: {_times_faster(times, name, peer):.2f} x {peer} (bar {bar})")
+
+
+def main() -> None:
+    """Run and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[LARGE, SMALL])
+    parser.add_argument("--device", default="cuda", help='of PyTorch; "cpu" only to try the script')
+    options = parser.parse_args()
+    if options.device == "cuda":
+        print(torch.cuda.get_device_name(), "CuPy", cupy.__version__, "PyTorch", torch.__version__)
+        stream = torch.cuda.current_stream()
+        cupy.cuda.ExternalStream(stream.cuda_stream).use()  # of which the events tell
+    for size in options.sizes:
+        for gradient in (False, True):
+            runs = contestants(size, gradient=gradient, device=options.device)
+            report(measure(runs, options.device), size, gradient=gradient)
+    held = _held(_ours(Job(1, "float32", "float32", gradient=False)), options.device)
+    print(f"\nHeld by PyTorch between forward and backward, beside the arguments: {held} bytes")
+
+
+if __name__ == "__main__":
+    main()
