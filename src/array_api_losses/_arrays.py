@@ -5,7 +5,6 @@ Everything is checked here before anything is computed, and nothing is moved, ca
 
 import inspect
 import math
-import struct
 import sys
 from collections.abc import Callable, Iterable
 from numbers import Rational, Real
@@ -47,12 +46,6 @@ _FORMATS = {
     "bfloat16": (8, 128),
     "float32": (24, 128),
     "float64": (53, 1024),
-}
-
-_CODES = {
-    "float16": struct.Struct("e"),
-    "float32": struct.Struct("f"),
-    "float64": struct.Struct("d"),
 }
 
 _NAMES: dict[Any, str] = {}
@@ -305,10 +298,7 @@ def rounded(name: str, argument: str, value: float, dtype: Any) -> float:
     if abs(number) > limit:
         msg = f"{name}: `{argument}` is {number}, beyond the largest {kind}, {limit}."
         raise ValueError(msg)
-    if kind in _CODES:
-        code = _CODES[kind]
-        return float(code.unpack(code.pack(number))[0])
-    exponent = max(math.frexp(number)[1], 2 - largest) - digits
+    exponent = max(math.frexp(number)[1], 3 - largest) - digits
     return math.ldexp(round(math.ldexp(number, -exponent)), exponent)
 
 
