@@ -8,7 +8,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from numbers import Rational, Real
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from array_api_losses._engines import engine_of
 
@@ -156,44 +156,38 @@ def _checked(call: "Call") -> tuple["Plain", "Call"]:
     return engine, call.with_arguments((*checked, weight))
 
 
-class Signature(NamedTuple):
-    """What errors say of a function. It is read beforehand, for TorchDynamo cannot read it."""
+def explainer(
+    function: Callable[..., Any],
+) -> Callable[[tuple[Any, ...], dict[str, Any], TypeError], TypeError]:
+    """Return what says more than Python does of arguments that a function does not have.
 
-    title: str
-    known: tuple[str, ...]
-    places: tuple[str, ...]
-    own: int
-    """1 if there is a `self`, which is not among the others."""
-
-
-def signature_of(function: Callable[..., Any]) -> Signature:
-    """Read the signature of a function, or of a method of a class."""
+    The signature is read beforehand, for TorchDynamo cannot read it, and from the code, since
+    `inspect.signature` would take a good part of the import.
+    """
     title = function.__qualname__.removesuffix(".__call__").removesuffix(".__init__")
-    found = dict(inspect.signature(function).parameters)
-    own = int(found.pop("self", None) is not None)
-    places = [name for name in found if found[name].kind is not inspect.Parameter.KEYWORD_ONLY]
-    return Signature(title, tuple(found), tuple(places), own)
+    code = inspect.unwrap(function).__code__
+    method, count = code.co_varnames[:1] == ("self",), code.co_argcount
+    places = code.co_varnames[method:count]
+    known = code.co_varnames[method : count + code.co_kwonlyargcount]
+    own = method and not hasattr(function, "__wrapped__")  # `jit` wraps methods that are bound
 
+    def explained(args: tuple[Any, ...], keywords: dict[str, Any], error: TypeError) -> TypeError:
+        given = len(args) - own
+        for keyword in keywords:
+            if keyword not in known:
+                msg = f"{title}: there is no argument `{keyword}`; the arguments are"
+                return TypeError(f"{msg} {', '.join(known)}.{elsewhere(keyword, known)}")
+        if given > len(places):
+            msg = f"{title}: {given} arguments are given by position, where there are"
+            msg += f" {len(places)}: {', '.join(places)}."
+            if "weight" in known:
+                msg += " `weight` is given by name."
+            if "reduction" in places:
+                msg += _BEFORE_REDUCTION.replace("it", "`reduction`", 1)
+            return TypeError(msg)
+        return error
 
-def explained(
-    about: Signature, args: tuple[Any, ...], keywords: dict[str, Any], error: TypeError
-) -> TypeError:
-    """Say more than Python does of arguments that there are not."""
-    title, known, places, own = about
-    given = len(args) - own
-    for keyword in keywords:
-        if keyword not in known:
-            msg = f"{title}: there is no argument `{keyword}`; the arguments are"
-            return TypeError(f"{msg} {', '.join(known)}.{elsewhere(keyword, known)}")
-    if given > len(places):
-        msg = f"{title}: {given} arguments are given by position, where there are {len(places)}:"
-        msg += f" {', '.join(places)}."
-        if "weight" in known:
-            msg += " `weight` is given by name."
-        if "reduction" in places:
-            msg += _BEFORE_REDUCTION.replace("it", "`reduction`", 1)
-        return TypeError(msg)
-    return error
+    return explained
 
 
 def elsewhere(argument: str, names: Iterable[str]) -> str:

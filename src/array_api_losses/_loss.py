@@ -23,8 +23,7 @@ from array_api_losses._arrays import (
     check_no_array,
     check_number,
     check_reduction,
-    explained,
-    signature_of,
+    explainer,
     unknown,
 )
 from array_api_losses._primitives import total
@@ -133,14 +132,14 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
 
     The transforms use the inner function, `loss.bind`, to see the call without running it.
     """
-    about = signature_of(bind)
+    explained = explainer(bind)
 
     @wraps(bind)
     def loss(*args: P.args, **kwargs: P.kwargs) -> Array:
         try:
             call = bind(*args, **kwargs)
         except TypeError as error:
-            raise explained(about, args, kwargs, error) from None
+            raise explained(args, kwargs, error) from None
         engine, call = agree(call)
         return engine.value(call)
 
@@ -149,7 +148,7 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
         try:
             return bind(*args, **kwargs)
         except TypeError as error:
-            raise explained(about, args, kwargs, error) from None
+            raise explained(args, kwargs, error) from None
 
     loss.__annotations__["return"] = Array
     loss.__dict__["bind"] = bound
@@ -160,7 +159,7 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
 def loss_class(cls: type[T]) -> type[T]:
     """Make a frozen dataclass that says more than Python does of arguments that there are not."""
     made: Any = dataclass(frozen=True)(cls)
-    init, about = made.__init__, signature_of(made.__init__)
+    init, explained = made.__init__, explainer(made.__init__)
 
     @wraps(init)
     def explaining(*args: Any, **kwargs: Any) -> None:
@@ -169,7 +168,7 @@ def loss_class(cls: type[T]) -> type[T]:
         except TypeError as error:
             for name, value in kwargs.items():
                 check_no_array(cls.__name__, name, value)
-            raise explained(about, args, kwargs, error) from None
+            raise explained(args, kwargs, error) from None
 
     made.__init__ = explaining
     return cls

@@ -11,7 +11,7 @@ from functools import wraps
 from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
-from array_api_losses._arrays import agree, check_cotangent, elsewhere, explained, signature_of
+from array_api_losses._arrays import agree, check_cotangent, elsewhere, explainer
 from array_api_losses._engines import engine_of
 from array_api_losses._loss import Array, Call, LossInstance, loss_function
 
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 def _explaining(transform: Callable[P, T]) -> Callable[P, T]:
     """Say more than Python does to those who give the arrays to the transform itself."""
-    about = signature_of(transform)
+    explained = explainer(transform)
 
     @wraps(transform)
     def explaining(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -34,7 +34,7 @@ def _explaining(transform: Callable[P, T]) -> Callable[P, T]:
                 msg = f"{name}: the arrays go to the function that it returns: `{name}(loss)(...)`."
                 raise TypeError(msg) from None
             if isinstance(error, TypeError):
-                raise explained(about, args, kwargs, error) from None
+                raise explained(args, kwargs, error) from None
             raise
 
     return explaining
