@@ -7,7 +7,6 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterable
-from numbers import Rational, Real
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from array_api_losses._engines import engine_of
@@ -233,14 +232,16 @@ def check_number(
     low, high = bounds
     if type(value) is float and -math.inf < value < math.inf and low <= value <= high:
         return  # the rest takes longer
-    if isinstance(value, bool) or not isinstance(value, Real):
+    import numbers  # here, as in `is_real`
+
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         msg = (
             f"{name}: `{argument}` is {_kind(value)}; a finite real number {alternative}is needed."
         )
         raise TypeError(msg)
     # Not `isfinite`, which TorchDynamo cannot ask of a traced number. A NaN fails all of these.
     number: Any = value
-    limit = _LARGEST if isinstance(value, Rational) else math.inf
+    limit = _LARGEST if isinstance(value, numbers.Rational) else math.inf
     if not (-limit < number < limit and low <= number <= high):
         needed = "a finite number is needed"
         if low > -math.inf:
@@ -249,6 +250,13 @@ def check_number(
             needed = f"it must be at least {low}"
         msg = f"{name}: `{argument}` is {_shown(number)}; {needed}."
         raise ValueError(msg)
+
+
+def is_real(value: object) -> bool:
+    """Whether a value is a real number, of Python or of another library that says so."""
+    import numbers  # here, since few calls need it
+
+    return isinstance(value, numbers.Real)
 
 
 def _shown(number: Any) -> str:
@@ -260,7 +268,7 @@ def _shown(number: Any) -> str:
 
 def check_no_array(kind: str, argument: str, value: object) -> None:
     """Refuse an array where a class is to be given numbers and names."""
-    if not isinstance(value, Real) and engine_of(value) is not None:
+    if not is_real(value) and engine_of(value) is not None:
         msg = (
             f"{kind}: `{argument}` is an array. This is the class of the loss: inputs go to an"
             f" instance of it, `{kind}()(...)`, and a margin that is an array to the function."
@@ -330,7 +338,7 @@ def _checked_parameter(call: "Call", engine: "Plain", argument: str, parameter: 
     name, who, first = call.title, call.loss.inputs[0], call.operands[0]
     if isinstance(parameter, (list, tuple)):
         _fail_not_array(name, argument, parameter, f", dtype={who}.dtype")
-    if type(parameter) is float or isinstance(parameter, Real) or engine_of(parameter) is None:
+    if type(parameter) is float or is_real(parameter) or engine_of(parameter) is None:
         alternative = "or an array of the dtype of the input "
         check_number(name, argument, parameter, call.loss.bounds, alternative)
         return engine.number(name, argument, parameter, first)
@@ -405,7 +413,7 @@ def _fail_not_array(
         msg = f"{name}: `{argument}` is None; an array is needed."
         raise TypeError(msg)
     array = f"xp.asarray({argument}{dtype})"
-    if like and isinstance(value, Real) and not isinstance(value, bool):
+    if like and is_real(value) and not isinstance(value, bool):
         array = f"xp.full_like({like}, {argument})"
     msg = (
         f"{name}: `{argument}` is {_kind(value)}, not an array. Make it one of the library you work"

@@ -8,10 +8,9 @@ differentiation.
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
-from array_api_losses._arrays import agree, check_cotangent, elsewhere, explainer
+from array_api_losses._arrays import agree, check_cotangent, elsewhere, explainer, is_real
 from array_api_losses._engines import engine_of
 from array_api_losses._loss import Array, Call, LossInstance, loss_function
 
@@ -29,7 +28,7 @@ def _explaining(transform: Callable[P, T]) -> Callable[P, T]:
         try:
             return transform(*args, **kwargs)
         except (TypeError, ValueError) as error:
-            if len(args) > 1 and not isinstance(args[1], Real) and engine_of(args[1]) is not None:
+            if len(args) > 1 and not is_real(args[1]) and engine_of(args[1]) is not None:
                 name = transform.__name__
                 msg = f"{name}: the arrays go to the function that it returns: `{name}(loss)(...)`."
                 raise TypeError(msg) from None
@@ -222,11 +221,13 @@ def _names(
     transform: str, loss: Any, bind: Callable[..., Call], argnums: Argnums
 ) -> tuple[str, ...]:
     """Resolve positions and names to names of arguments."""
+    import numbers  # here, as in `is_real`
+
     parameters = tuple(inspect.signature(loss).parameters)
     chosen = []
     for argnum in argnums if isinstance(argnums, tuple) else (argnums,):
         at = len(parameters)
-        if isinstance(argnum, Integral) and not isinstance(argnum, bool):
+        if isinstance(argnum, numbers.Integral) and not isinstance(argnum, bool):
             at = int(argnum)
         if -len(parameters) <= at < len(parameters):
             chosen.append(parameters[at])

@@ -15,10 +15,9 @@ is shared between the two.
 
 import math
 from functools import partial
-from numbers import Real
 from typing import Any
 
-from array_api_losses._arrays import check_flag, check_name, check_number
+from array_api_losses._arrays import check_flag, check_name, check_number, is_real
 from array_api_losses._loss import (
     Array,
     Call,
@@ -81,7 +80,7 @@ def _loss(name: str, p: float, epsilon: float, swap: bool) -> Loss:
     """Return the loss of these distances, the same one each time."""
     check_number(name, "epsilon", epsilon)
     check_flag(name, "swap", swap)
-    if not (isinstance(p, Real) and p == math.inf):
+    if not (is_real(p) and p == math.inf):
         check_number(name, "p", p, (1, math.inf))
     # By way of `hex`, what TorchDynamo takes for a variable is a constant of the graph again.
     key = float.fromhex(float(p).hex()), float.fromhex(float(epsilon).hex()), swap
