@@ -17,15 +17,15 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, dataclass_transform
 
-from array_api_losses._arrays import (
-    agree,
+from array_api_losses._arguments import (
     check_name,
     check_no_array,
     check_number,
     check_reduction,
-    explainer,
     unknown,
 )
+from array_api_losses._arrays import agree
+from array_api_losses._messages import explainer
 from array_api_losses._primitives import total
 
 Array: TypeAlias = Any

@@ -10,9 +10,11 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
-from array_api_losses._arrays import agree, check_cotangent, elsewhere, explainer, is_real
+from array_api_losses._arguments import is_real
+from array_api_losses._arrays import agree, check_cotangent
 from array_api_losses._engines import engine_of
 from array_api_losses._loss import Array, Call, LossInstance, loss_function
+from array_api_losses._messages import elsewhere, explainer
 
 Argnums: TypeAlias = int | str | tuple[int | str, ...]
 P = ParamSpec("P")

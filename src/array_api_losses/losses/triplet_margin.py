@@ -17,7 +17,7 @@ import math
 from functools import partial
 from typing import Any
 
-from array_api_losses._arrays import check_flag, check_name, check_number, is_real
+from array_api_losses._arguments import check_flag, check_name, check_number, is_real
 from array_api_losses._loss import (
     Array,
     Call,
