@@ -7,7 +7,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import reference
@@ -28,12 +28,18 @@ def _hinge(xp: Any, excess: Any) -> Any:
     return xp.maximum(excess, xp.zeros_like(excess))
 
 
-def _distance(d: Any, xp: Any, a: Any, b: Any, **changed: Any) -> Any:
+class Options(NamedTuple):
+    p: float
+    epsilon: float
+    swap: bool
+
+
+def _distance(d: Options, xp: Any, a: Any, b: Any, **changed: Any) -> Any:
     options = {"p": d.p, "epsilon": d.epsilon, **changed}
     return length(xp, a - b + options["epsilon"], options["p"])
 
 
-def _far(d: Any, xp: Any, a: Any, b: Any, c: Any, **changed: Any) -> Any:
+def _far(d: Options, xp: Any, a: Any, b: Any, c: Any, **changed: Any) -> Any:
     far = _distance(d, xp, a, c, **changed)
     return xp.minimum(far, _distance(d, xp, b, c, **changed)) if d.swap else far
 
@@ -122,8 +128,8 @@ def with_value(kernel: Kernel) -> Callable[[Loss], Loss]:
     """Return what puts another formula into a record."""
 
     def change(record: Loss) -> Loss:
-        distances = getattr(record.value, "__self__", None)
-        return replace(record, value=partial(kernel, distances) if distances else kernel)
+        options = getattr(record.value, "args", None)  # of the distances
+        return replace(record, value=partial(kernel, Options(*options)) if options else kernel)
 
     return change
 

@@ -72,7 +72,9 @@ def test_every_instance_calls_its_function(backend: Backend, name: str) -> None:
 def test_instances_are_values() -> None:
     a, b = xpl.HingeEmbeddingLoss(2.0, "sum", "pairs"), xpl.HingeEmbeddingLoss(2.0, "sum", "pairs")
     assert a == b
+    assert a != xpl.MarginRankingLoss(2.0, "sum", "pairs")
     assert len({a, b, xpl.HingeEmbeddingLoss()}) == 2
+    assert dataclasses.replace(a, margin=1.0) == xpl.HingeEmbeddingLoss(1.0, "sum", "pairs")
     assert repr(a) == "HingeEmbeddingLoss(margin=2.0, reduction='sum', name='pairs')"
     assert pickle.loads(pickle.dumps(a)) == copy.deepcopy(a) == a
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -17,16 +17,15 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, dataclass_transform
 
-from array_api_losses._arrays import (
-    agree,
+from array_api_losses._arguments import (
     check_name,
     check_no_array,
     check_number,
     check_reduction,
-    explained,
-    signature_of,
     unknown,
 )
+from array_api_losses._arrays import agree
+from array_api_losses._messages import explainer
 from array_api_losses._primitives import total
 
 Array: TypeAlias = Any
@@ -34,7 +33,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)  # two are equal if they are the same, which is quick to see
+@dataclass(eq=False)  # two are equal if they are the same, which is quick to see
 class Loss:
     """A loss as data: its formula, its slopes and the roles of the arguments.
 
@@ -62,8 +61,7 @@ class Loss:
     """Where the parameters begin among the operands."""
 
     def __post_init__(self) -> None:
-        count = len(self.inputs) + (self.label is not None)
-        object.__setattr__(self, "first_parameter", count)
+        self.first_parameter = len(self.inputs) + (self.label is not None)
 
     @property  # and not cached: on Python 3.11 that takes a lock, at which `torch.compile` stops
     def operands(self) -> tuple[str, ...]:
@@ -133,14 +131,14 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
 
     The transforms use the inner function, `loss.bind`, to see the call without running it.
     """
-    about = signature_of(bind)
+    explained = explainer(bind)
 
     @wraps(bind)
     def loss(*args: P.args, **kwargs: P.kwargs) -> Array:
         try:
             call = bind(*args, **kwargs)
         except TypeError as error:
-            raise explained(about, args, kwargs, error) from None
+            raise explained(args, kwargs, error) from None
         engine, call = agree(call)
         return engine.value(call)
 
@@ -149,7 +147,7 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
         try:
             return bind(*args, **kwargs)
         except TypeError as error:
-            raise explained(about, args, kwargs, error) from None
+            raise explained(args, kwargs, error) from None
 
     loss.__annotations__["return"] = Array
     loss.__dict__["bind"] = bound
@@ -159,8 +157,8 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
 @dataclass_transform(frozen_default=True)
 def loss_class(cls: type[T]) -> type[T]:
     """Make a frozen dataclass that says more than Python does of arguments that there are not."""
-    made: Any = dataclass(frozen=True)(cls)
-    init, about = made.__init__, signature_of(made.__init__)
+    made: Any = dataclass(frozen=True, eq=False, repr=False)(cls)  # see `LossInstance`
+    init, explained = made.__init__, explainer(made.__init__)
 
     @wraps(init)
     def explaining(*args: Any, **kwargs: Any) -> None:
@@ -169,14 +167,18 @@ def loss_class(cls: type[T]) -> type[T]:
         except TypeError as error:
             for name, value in kwargs.items():
                 check_no_array(cls.__name__, name, value)
-            raise explained(about, args, kwargs, error) from None
+            raise explained(args, kwargs, error) from None
 
     made.__init__ = explaining
     return cls
 
 
 class LossInstance:
-    """Base of the classes: checks the parameters once, and lends its name to the calls."""
+    """Base of the classes: checks the parameters once, and lends its name to the calls.
+
+    It compares, hashes and prints for all of them: `dataclass` would compile that for each, at
+    every import.
+    """
 
     def __post_init__(self) -> None:
         own, kind = self.__dict__, type(self).__name__
@@ -188,6 +190,18 @@ class LossInstance:
         loss = self.loss(name)
         for parameter in loss.parameters:
             check_number(name, parameter, own[parameter], loss.bounds)
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self.__dict__ == other.__dict__
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.__dict__.values()))
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
+        return f"{type(self).__qualname__}({fields})"
 
     def loss(self, name: str) -> Loss:
         """Return the loss; errors in what chooses it begin with `name`."""

@@ -8,12 +8,13 @@ differentiation.
 import inspect
 from collections.abc import Callable
 from functools import wraps
-from numbers import Integral, Real
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
-from array_api_losses._arrays import agree, check_cotangent, elsewhere, explained, signature_of
+from array_api_losses._arguments import is_real
+from array_api_losses._arrays import agree, check_cotangent
 from array_api_losses._engines import engine_of
 from array_api_losses._loss import Array, Call, LossInstance, loss_function
+from array_api_losses._messages import elsewhere, explainer
 
 Argnums: TypeAlias = int | str | tuple[int | str, ...]
 P = ParamSpec("P")
@@ -22,19 +23,19 @@ T = TypeVar("T")
 
 def _explaining(transform: Callable[P, T]) -> Callable[P, T]:
     """Say more than Python does to those who give the arrays to the transform itself."""
-    about = signature_of(transform)
+    explained = explainer(transform)
 
     @wraps(transform)
     def explaining(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return transform(*args, **kwargs)
         except (TypeError, ValueError) as error:
-            if len(args) > 1 and not isinstance(args[1], Real) and engine_of(args[1]) is not None:
+            if len(args) > 1 and not is_real(args[1]) and engine_of(args[1]) is not None:
                 name = transform.__name__
                 msg = f"{name}: the arrays go to the function that it returns: `{name}(loss)(...)`."
                 raise TypeError(msg) from None
             if isinstance(error, TypeError):
-                raise explained(about, args, kwargs, error) from None
+                raise explained(args, kwargs, error) from None
             raise
 
     return explaining
@@ -222,11 +223,13 @@ def _names(
     transform: str, loss: Any, bind: Callable[..., Call], argnums: Argnums
 ) -> tuple[str, ...]:
     """Resolve positions and names to names of arguments."""
+    import numbers  # here, as in `is_real`
+
     parameters = tuple(inspect.signature(loss).parameters)
     chosen = []
     for argnum in argnums if isinstance(argnums, tuple) else (argnums,):
         at = len(parameters)
-        if isinstance(argnum, Integral) and not isinstance(argnum, bool):
+        if isinstance(argnum, numbers.Integral) and not isinstance(argnum, bool):
             at = int(argnum)
         if -len(parameters) <= at < len(parameters):
             chosen.append(parameters[at])

@@ -5,7 +5,7 @@ without a module here runs on the plain path.
 """
 
 import sys
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 import array_api_compat as compat
 
@@ -16,7 +16,7 @@ BY_TYPE: dict[type, "Plain"] = {}
 _BY_NAMESPACE: dict[str, "Plain"] = {}
 
 
-def engine_of(array: Any) -> Optional["Plain"]:
+def engine_of(array: Any) -> "Plain | None":
     """Return the engine for an array, or None for what is no array."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.compiler.is_compiling():
@@ -31,7 +31,7 @@ def _of_torch() -> "Plain":
     return ENGINE
 
 
-def _found(array: Any) -> Optional["Plain"]:
+def _found(array: Any) -> "Plain | None":
     if compat.is_torch_array(array):
         return _of_torch()  # a subclass too, but without an entry of its own
     if not compat.is_array_api_obj(array) or type(array).__name__ == "MaskedArray":

@@ -9,7 +9,8 @@ from typing import Any
 import array_api_compat as compat
 
 from array_api_losses import _loss
-from array_api_losses._arrays import check_labels, rounded
+from array_api_losses._arguments import rounded
+from array_api_losses._arrays import check_labels
 from array_api_losses._loss import Array, Call, Loss
 
 KINDS = ("real floating", "signed integer", "unsigned integer", "bool", "complex floating")

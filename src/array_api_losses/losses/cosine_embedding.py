@@ -17,29 +17,25 @@ and slope 0. The slope of the cosine in :math:`a` is
     \frac{\partial c}{\partial a} = \frac{b}{\sqrt{(a \cdot a)(b \cdot b)}} - \frac{c\,a}{a \cdot a}
 """
 
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_class, loss_function
 from array_api_losses._primitives import dot, moderate, root, select, steep, zero
 
-
-class _Cosine(NamedTuple):
-    """The cosine of each pair of rows, and what its slopes need: all of rows of moderate size."""
-
-    cosine: Array
-    norms: Array
-    """The product of both; 0 beside a zero vector."""
-    vectors: tuple[Array, Array]
-    sizes: tuple[Array, Array]
-    squares: tuple[Array, Array]
+Pair: TypeAlias = tuple[Array, Array]
 
 
-def _cosine(xp: Any, a: Array, b: Array) -> _Cosine:
+def _cosine(xp: Any, a: Array, b: Array) -> tuple[Array, Array, Pair, Pair, Pair]:
+    """The cosine of each pair of rows, and what its slopes need, all of rows of moderate size.
+
+    These are the product of both norms, 0 beside a zero vector, and of both vectors the rows, the
+    sizes that they have been divided by and the sums of squares.
+    """
     (a, size_a, square_a), (b, size_b, square_b) = moderate(xp, a), moderate(xp, b)
     # One root of the product: so the cosine of a vector with itself is exactly 1.
     norms = root(xp, square_a * square_b, 2)[0]
     cosine = dot(xp, a, b) / _nonzero(xp, norms)
-    return _Cosine(cosine, norms, (a, b), (size_a, size_b), (square_a, square_b))
+    return cosine, norms, (a, b), (size_a, size_b), (square_a, square_b)
 
 
 def _nonzero(xp: Any, values: Array) -> Array:
@@ -47,24 +43,25 @@ def _nonzero(xp: Any, values: Array) -> Array:
 
 
 def _value(xp: Any, a: Array, b: Array, y: Array, margin: Array) -> Array:
-    cosine, nil = _cosine(xp, a, b).cosine, zero(xp, y)
+    cosine, nil = _cosine(xp, a, b)[0], zero(xp, y)
     return select(xp, y, xp.maximum(1 - cosine, nil), xp.maximum(cosine - margin, nil))
 
 
 def _slopes(
     xp: Any, wanted: tuple[bool, ...], factor: Any, a: Array, b: Array, y: Array, margin: Array
 ) -> tuple[Array | None, ...]:
-    found, nil = _cosine(xp, a, b), zero(xp, y)
-    active = xp.minimum(xp.maximum(-y, nil), xp.maximum(steep(xp, found.cosine - margin), nil))
+    cosine, norms, vectors, sizes, squares = _cosine(xp, a, b)
+    nil = zero(xp, y)
+    active = xp.minimum(xp.maximum(-y, nil), xp.maximum(steep(xp, cosine - margin), nil))
     turn = (active - xp.maximum(y, nil)) * factor  # the slope in the cosine
 
     def in_vector(i: int) -> Array:
-        own, other, norms = found.vectors[i], found.vectors[1 - i], found.norms
-        scaled = turn / found.sizes[i]
+        own, other = vectors[i], vectors[1 - i]
+        scaled = turn / sizes[i]
         scaled = xp.where(xp.isinf(scaled), 0, scaled)  # of a vector too short to have a gradient
         # In one order of operations, so that the two are the same where the vectors are.
         towards = xp.where(norms == 0, norms, scaled / _nonzero(xp, norms))
-        along = scaled * found.cosine / _nonzero(xp, found.squares[i])
+        along = scaled * cosine / _nonzero(xp, squares[i])
         return towards[..., None] * other - along[..., None] * own
 
     return (

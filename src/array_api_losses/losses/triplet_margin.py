@@ -14,11 +14,10 @@ is shared between the two.
 """
 
 import math
-from dataclasses import dataclass
-from numbers import Real
+from functools import partial
 from typing import Any
 
-from array_api_losses._arrays import check_flag, check_name, check_number
+from array_api_losses._arguments import check_flag, check_name, check_number, is_real
 from array_api_losses._loss import (
     Array,
     Call,
@@ -34,59 +33,54 @@ _KNOWN: dict[tuple[float, float, bool], Loss] = {}
 _MOST_KNOWN = 256
 
 
-@dataclass(frozen=True)
-class _Distances:
-    """What makes one triplet loss another: the norm, what is added, and the swap."""
+def _value(
+    p: float, epsilon: float, swap: bool, xp: Any, a: Array, b: Array, c: Array, margin: Array
+) -> Array:
+    near, far = length(xp, a - b + epsilon, p), length(xp, a - c + epsilon, p)
+    if swap:
+        far = xp.minimum(far, length(xp, b - c + epsilon, p))
+    return xp.maximum(near - far + margin, xp.zeros_like(near))
 
-    p: float
-    epsilon: float
-    swap: bool
 
-    def value(self, xp: Any, a: Array, b: Array, c: Array, margin: Array) -> Array:
-        p, epsilon = self.p, self.epsilon
-        near, far = length(xp, a - b + epsilon, p), length(xp, a - c + epsilon, p)
-        if self.swap:
-            far = xp.minimum(far, length(xp, b - c + epsilon, p))
-        return xp.maximum(near - far + margin, xp.zeros_like(near))
-
-    def slopes(
-        self,
-        xp: Any,
-        wanted: tuple[bool, ...],
-        factor: Any,
-        a: Array,
-        b: Array,
-        c: Array,
-        margin: Array,
-    ) -> tuple[Array | None, ...]:
-        p, epsilon = self.p, self.epsilon
-        near, in_ab, by_ab = length_and_slope(xp, a - b + epsilon, p)
-        far, in_ac, by_ac = length_and_slope(xp, a - c + epsilon, p)
-        nil = xp.zeros_like(near)
-        if self.swap:
-            other, in_bc, by_bc = length_and_slope(xp, b - c + epsilon, p)
-            share = (xp.maximum(xp.minimum(steep(xp, other - far), nil + 1), nil - 1) + 1) / 2
-            far, by_ac, by_bc = xp.minimum(far, other), by_ac * share, by_bc * (1 - share)
-        active = xp.minimum(xp.maximum(steep(xp, near - far + margin), nil), nil + 1) * factor
-        in_ab = in_ab * (active * by_ab)[..., None]
-        in_ac = in_ac * (active * by_ac)[..., None]
-        in_b, in_c = in_ab, in_ac
-        if self.swap:
-            in_bc = in_bc * (active * by_bc)[..., None]
-            in_b, in_c = in_ab + in_bc, in_ac + in_bc
-        return (
-            in_ab - in_ac if wanted[0] else None,
-            -in_b if wanted[1] else None,
-            in_c if wanted[2] else None,
-            active if wanted[3] else None,
-        )
+def _slopes(
+    p: float,
+    epsilon: float,
+    swap: bool,
+    xp: Any,
+    wanted: tuple[bool, ...],
+    factor: Any,
+    a: Array,
+    b: Array,
+    c: Array,
+    margin: Array,
+) -> tuple[Array | None, ...]:
+    near, in_ab, by_ab = length_and_slope(xp, a - b + epsilon, p)
+    far, in_ac, by_ac = length_and_slope(xp, a - c + epsilon, p)
+    nil = xp.zeros_like(near)
+    if swap:
+        other, in_bc, by_bc = length_and_slope(xp, b - c + epsilon, p)
+        share = (xp.maximum(xp.minimum(steep(xp, other - far), nil + 1), nil - 1) + 1) / 2
+        far, by_ac, by_bc = xp.minimum(far, other), by_ac * share, by_bc * (1 - share)
+    active = xp.minimum(xp.maximum(steep(xp, near - far + margin), nil), nil + 1) * factor
+    in_ab = in_ab * (active * by_ab)[..., None]
+    in_ac = in_ac * (active * by_ac)[..., None]
+    in_b, in_c = in_ab, in_ac
+    if swap:
+        in_bc = in_bc * (active * by_bc)[..., None]
+        in_b, in_c = in_ab + in_bc, in_ac + in_bc
+    return (
+        in_ab - in_ac if wanted[0] else None,
+        -in_b if wanted[1] else None,
+        in_c if wanted[2] else None,
+        active if wanted[3] else None,
+    )
 
 
 def _loss(name: str, p: float, epsilon: float, swap: bool) -> Loss:
     """Return the loss of these distances, the same one each time."""
     check_number(name, "epsilon", epsilon)
     check_flag(name, "swap", swap)
-    if not (isinstance(p, Real) and p == math.inf):
+    if not (is_real(p) and p == math.inf):
         check_number(name, "p", p, (1, math.inf))
     # By way of `hex`, what TorchDynamo takes for a variable is a constant of the graph again.
     key = float.fromhex(float(p).hex()), float.fromhex(float(epsilon).hex()), swap
@@ -100,11 +94,10 @@ def _see_to(p: float, epsilon: float, swap: bool) -> None:
     if (p, epsilon, swap) not in _KNOWN:
         if len(_KNOWN) >= _MOST_KNOWN:
             _KNOWN.clear()
-        distances = _Distances(p, epsilon, swap)
         _KNOWN[p, epsilon, swap] = Loss(
             "triplet_margin_loss",
-            value=distances.value,
-            slopes=distances.slopes,
+            value=partial(_value, p, epsilon, swap),
+            slopes=partial(_slopes, p, epsilon, swap),
             inputs=("input", "positive", "negative"),
             label=None,
             parameters=("margin",),
