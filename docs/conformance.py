@@ -28,7 +28,7 @@ path of libraries without an engine, `blocks` cuts even small arrays into blocks
 array-api-strict without boolean indexing, data-dependent shapes and extensions, `device1` another
 device of it and `no_float64` one without that dtype, `float64` another default dtype of PyTorch,
 `x32` JAX without 64 bits, `mismatched` arrays of Dask whose chunks differ; `jit`, `vmap` and
-`compile` wrap the call. On CuPy, `rows` adds up even few elements in rows. Dask runs under a scheduler that refuses to compute anything inside of a
+`compile` wrap the call. Dask runs under a scheduler that refuses to compute anything inside of a
 call.
 """
 
