@@ -643,6 +643,18 @@ def test_names_are_texts(backend: Backend) -> None:
         _check(getattr(xpl, name), {"name": 3}, name + text, TypeError)
 
 
+@pytest.mark.library("numpy")
+def test_the_other_byte_order_has_another_name(backend: Backend) -> None:
+    np = backend.np
+    x, other = np.ones(3, "<f8"), np.ones(3, ">f8")
+    text = (
+        "`weight` has dtype >f8 but `input` has dtype <f8; it must have the same (or be bool)."
+        " Convert it, e.g. `weight = xp.astype(weight, input.dtype)`."
+    )
+    _check(loss, {"input": x, "label": x, "weight": other}, NAME + text, TypeError)
+    assert loss(x, x, weight=np.astype(other, x.dtype)) == 1
+
+
 @pytest.mark.parametrize("row", WRONG_LABELS)
 def test_wrong_labels(backend: Backend, row: str) -> None:
     make, text = WRONG_LABELS[row]

@@ -526,9 +526,12 @@ def _fail_input(name: str, who: str, dtype: Any, argument: str, other: Any, kind
 def _fail_dtype(
     name: str, who: str, dtype: Any, argument: str, other: Any, bools: str = ""
 ) -> NoReturn:
+    found, needed = dtype_name(other), dtype_name(dtype)
+    if found == needed:  # in another byte order, which NumPy does not name
+        found, needed = other.str, dtype.str
     msg = (
-        f"{name}: `{argument}` has dtype {dtype_name(other)} but `{who}` has dtype"
-        f" {dtype_name(dtype)}; it must have the same{bools}. Convert it, e.g."
+        f"{name}: `{argument}` has dtype {found} but `{who}` has dtype"
+        f" {needed}; it must have the same{bools}. Convert it, e.g."
         f" `{argument} = xp.astype({argument}, {who}.dtype)`."
     )
     raise TypeError(msg)

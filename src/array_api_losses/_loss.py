@@ -209,8 +209,13 @@ class LossInstance:
 
 
 def accumulator(xp: Any, dtype: Any) -> Any:
-    """Return the dtype in which elements of `dtype` are summed: at least float32."""
-    return xp.float32 if getattr(dtype, "itemsize", None) in {1, 2} else dtype
+    """Return the dtype in which elements of `dtype` are summed: at least float32.
+
+    It has the byte order of the machine, in which alone NumPy sums.
+    """
+    if getattr(dtype, "itemsize", None) in {1, 2}:
+        return xp.float32
+    return dtype if getattr(dtype, "isnative", True) else dtype.newbyteorder()
 
 
 def cast(xp: Any, array: Array, dtype: Any) -> Array:
