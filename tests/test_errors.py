@@ -790,6 +790,45 @@ def test_transforms_refuse_other_functions(function: Any) -> None:
     )
 
 
+def test_transforms_refuse_what_a_subclass_adds() -> None:
+    """They know the slope of the loss alone, and not of what is made of it."""
+
+    class Twice(xpl.HingeEmbeddingLoss):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return 2 * self.forward(*args, **kwargs)
+
+        def squared(self, *args: Any, **kwargs: Any) -> Any:
+            return self.forward(*args, **kwargs) ** 2
+
+    for function, name in ((Twice(), "__call__"), (Twice().squared, "squared")):
+        text = (
+            f": Twice.{name} is not a loss of array_api_losses. For other functions use the"
+            " transform of your framework, e.g. "
+        )
+        for transform, examples in (
+            (xpl.vjp, "`jax.vjp` or `torch.func.vjp`."),
+            (xpl.jit, "`jax.jit` or `torch.compile`."),
+        ):
+            whole = transform.__name__ + text + examples
+            _check(transform, {"loss": function}, whole, TypeError)
+
+
+def test_transforms_take_what_a_subclass_inherits(backend: Backend) -> None:
+    class Mine(xpl.HingeEmbeddingLoss):
+        pass
+
+    class Twice(Mine):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return 2 * self.forward(*args, **kwargs)
+
+    x, y = _x(backend), _y(backend)
+    assert backend.tolist(Twice(2.0)(x, y)) == [2 * n for n in backend.tolist(loss(x, y, 2.0))]
+    expected = xpl.value_and_grad(loss)(x, y, 2.0)
+    for function in (Mine(2.0), Mine(2.0).forward, Twice(2.0).forward):
+        for result, right in zip(xpl.value_and_grad(function)(x, y), expected, strict=True):
+            assert backend.tolist(result) == backend.tolist(right)
+
+
 def test_transforms_refuse_a_class() -> None:
     text = "vjp: HingeEmbeddingLoss is a class; pass an instance, `HingeEmbeddingLoss(...)`."
     _check(xpl.vjp, {"loss": xpl.HingeEmbeddingLoss}, text, TypeError)

@@ -202,11 +202,6 @@ class LossInstance:
         trusted = loss.label is None
         return Call(loss, operands, weight, own["reduction"], name, trusted)
 
-    def bind(self, *args: Any, **kwargs: Any) -> Call:
-        """Bind the arguments of a call of this instance, without running it."""
-        call: Call = type(self).__call__.__dict__["bind"](self, *args, **kwargs)
-        return call
-
 
 def accumulator(xp: Any, dtype: Any) -> Any:
     """Return the dtype in which elements of `dtype` are summed: at least float32.
