@@ -72,6 +72,19 @@ def test_vmap_over_labels_cannot_read_them(backend: Backend) -> None:
     assert mean[1] == 3.5
 
 
+def test_wrong_labels_within_transforms(backend: Backend) -> None:
+    """They are read where their values are there, as without the transform."""
+    torch = backend.module
+    x, y = backend.asarray([1.0, 2.0]), backend.asarray([1, 0], "int8")
+    for transformed in (
+        lambda: torch.func.grad(loss)(x, y),
+        lambda: torch.func.jvp(lambda x: loss(x, y), (x,), (x,)),
+        lambda: torch.func.grad(lambda x: xpl.value_and_grad(loss)(x, y)[0])(x),
+    ):
+        with pytest.raises(ValueError, match="1 element that is neither 1 nor -1"):
+            transformed()
+
+
 def test_one_compiled_function_takes_many_margins(backend: Backend) -> None:
     torch = backend.module
     torch.compiler.reset()
