@@ -674,8 +674,8 @@ def test_another_library(backend: Backend) -> None:
     ours = {"strict": "array_api_strict"}.get(backend.library, backend.library)
     for argument in ("label", "margin", "weight"):
         text = (
-            f"`input` is a {ours} array but `{argument}` is a {theirs} array. Nothing is moved"
-            f" between libraries; convert one, e.g. `{argument} = xp.asarray({argument},"
+            f"`input` is an array of {ours} but `{argument}` is an array of {theirs}. Nothing is"
+            f" moved between libraries; convert one, e.g. `{argument} = xp.asarray({argument},"
             " dtype=input.dtype)` with the xp of `input`."
         )
         arguments = _call(**{argument: lambda b: other})(backend)
@@ -858,9 +858,9 @@ def test_a_cotangent_must_fit(backend: Backend) -> None:
     ]  # fmt: skip
     if backend.library != "numpy":
         rows.append((backend.np.ones(4, "float32"), TypeError,
-         f"`value` is a {ours} array but `cotangent` is a numpy array. Nothing is moved between"
-         " libraries; convert one, e.g. `cotangent = xp.asarray(cotangent, dtype=value.dtype)`"
-         " with the xp of `value`."))  # fmt: skip
+         f"`value` is an array of {ours} but `cotangent` is an array of numpy. Nothing is moved"
+         " between libraries; convert one, e.g. `cotangent = xp.asarray(cotangent,"
+         " dtype=value.dtype)` with the xp of `value`."))  # fmt: skip
     for cotangent, kind, text in rows:
         _check(pullback, {"cotangent": cotangent}, "pullback: " + text, kind)
 

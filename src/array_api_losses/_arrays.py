@@ -365,8 +365,8 @@ def _check_same_home(
         _fail_not_array(name, argument, array, f", dtype={who}.dtype")
     if other is not engine and other.name != engine.name:
         msg = (
-            f"{name}: `{who}` is a {engine.name} array but `{argument}` is a {other.name} array."
-            f" Nothing is moved between libraries; convert one, e.g."
+            f"{name}: `{who}` is an array of {engine.name} but `{argument}` is an array of"
+            f" {other.name}. Nothing is moved between libraries; convert one, e.g."
             f" `{argument} = xp.asarray({argument}, dtype={who}.dtype)` with the xp of `{who}`."
         )
         raise TypeError(msg)
