@@ -107,6 +107,23 @@ def test_layouts(backend: Backend, block: int, reduction: str) -> None:
     assert loss(still, np.broadcast_to(np.int8(-1), (3, 8))) == 0.75
 
 
+def test_numbers_that_look_alike(backend: Backend, block: int) -> None:
+    """What is noted for one margin, weight or cotangent is not taken for another."""
+    assert block
+    np = backend.np
+    x, y, ones = np.zeros(10), -np.ones(10), np.ones(10)
+    with np.printoptions(precision=2):
+        for number in (0.123456789, 0.123456788, 0.125):
+            one = np.asarray(number)
+            for sums in (
+                loss(x, y, one, "sum"),
+                loss(x, y, 1.0, "sum", weight=one),
+                -xpl.vjp(loss, x, y, reduction="sum")[1](one).sum(),
+                -xpl.vjp(loss, x, y, reduction="sum", weight=ones)[1](one).sum(),
+            ):
+                np.testing.assert_allclose(sums, 10 * number, rtol=1e-14)
+
+
 def test_a_wrong_label_in_a_late_block(backend: Backend, block: int) -> None:
     assert block
     np = backend.np
