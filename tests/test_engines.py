@@ -230,6 +230,22 @@ def test_errors_of_other_threads(backend: Backend, monkeypatch: pytest.MonkeyPat
     assert loss(x, np.abs(x)) == 1
 
 
+def test_a_replay_gives_every_result_its_own_array(backend: Backend) -> None:
+    """Also one that is given twice, or is an argument, a part of one or nothing."""
+    from array_api_losses._engines.replay import Replay
+
+    np = backend.np
+    a, b = np.asarray([1.0, 2.0, 3.0]), np.asarray([4.0, 5.0, 6.0])
+    outs = {i: np.zeros(3) for i in (0, 1, 2)}
+    tape = Replay(lambda a, b: (a + b, a + b, b, a[...], None, b * 2), [a, b])
+    *arrays, nothing, double = tape([a, b], outs)
+    assert nothing is None
+    for result, expected in zip((*arrays, double), (a + b, a + b, b, a, b * 2), strict=True):
+        np.testing.assert_array_equal(result, expected)
+    for i, expected in enumerate((a + b, a + b, b)):
+        np.testing.assert_array_equal(outs[i], expected)
+
+
 def test_numbers_kept_as_arrays_are_few(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     from array_api_losses._engines import replay
 

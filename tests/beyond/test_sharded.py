@@ -140,9 +140,13 @@ def test_what_is_not_committed_goes_along(mesh: Any) -> None:
 
 
 def test_other_devices_are_refused() -> None:
+    """Also after calls that differ in nothing but where the label lies, and whether it was put."""
     arrays = _arguments()
     one, other = (SingleDeviceSharding(device) for device in jax.devices()[:2])
-    x, y = jax.device_put(arrays["input"], one), jax.device_put(arrays["label"], other)
+    x, y = jax.device_put(arrays["input"], other), jax.device_put(arrays["label"], one)
+    expected = HINGE(arrays["input"], arrays["label"])
+    _close(HINGE(x, jnp.asarray(arrays["label"])), expected)
+    _close(HINGE(x, jax.device_put(arrays["label"], other)), expected)
     with pytest.raises(ValueError, match="Nothing is copied between devices"):
         HINGE(x, y)
 
