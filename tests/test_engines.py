@@ -244,6 +244,9 @@ def test_a_replay_gives_every_result_its_own_array(backend: Backend) -> None:
         np.testing.assert_array_equal(result, expected)
     for i, expected in enumerate((a + b, a + b, b)):
         np.testing.assert_array_equal(outs[i], expected)
+    rows = np.asarray([[1.0, 3.0], [4.0, 0.0], [2.0, 5.0]])
+    tape = Replay(lambda v: (np.maximum(v, 2.0),), [rows])
+    np.testing.assert_array_equal(*tape([rows], {}), np.maximum(rows, 2.0))
 
 
 def test_numbers_kept_as_arrays_are_few(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
