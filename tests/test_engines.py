@@ -107,6 +107,23 @@ def test_layouts(backend: Backend, block: int, reduction: str) -> None:
     assert loss(still, np.broadcast_to(np.int8(-1), (3, 8))) == 0.75
 
 
+def test_numbers_that_look_alike(backend: Backend, block: int) -> None:
+    """What is noted for one margin, weight or cotangent is not taken for another."""
+    assert block
+    np = backend.np
+    x, y, ones = np.zeros(10), -np.ones(10), np.ones(10)
+    with np.printoptions(precision=2):
+        for number in (0.123456789, 0.123456788, 0.125):
+            one = np.asarray(number)
+            for sums in (
+                loss(x, y, one, "sum"),
+                loss(x, y, 1.0, "sum", weight=one),
+                -xpl.vjp(loss, x, y, reduction="sum")[1](one).sum(),
+                -xpl.vjp(loss, x, y, reduction="sum", weight=ones)[1](one).sum(),
+            ):
+                np.testing.assert_allclose(sums, 10 * number, rtol=1e-14)
+
+
 def test_a_wrong_label_in_a_late_block(backend: Backend, block: int) -> None:
     assert block
     np = backend.np
@@ -211,6 +228,25 @@ def test_errors_of_other_threads(backend: Backend, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match=r"first is 0.0 at index \(1048575,\)"):
         loss(x, y)
     assert loss(x, np.abs(x)) == 1
+
+
+def test_a_replay_gives_every_result_its_own_array(backend: Backend) -> None:
+    """Also one that is given twice, or is an argument, a part of one or nothing."""
+    from array_api_losses._engines.replay import Replay
+
+    np = backend.np
+    a, b = np.asarray([1.0, 2.0, 3.0]), np.asarray([4.0, 5.0, 6.0])
+    outs = {i: np.zeros(3) for i in (0, 1, 2)}
+    tape = Replay(lambda a, b: (a + b, a + b, b, a[...], None, b * 2), [a, b])
+    *arrays, nothing, double = tape([a, b], outs)
+    assert nothing is None
+    for result, expected in zip((*arrays, double), (a + b, a + b, b, a, b * 2), strict=True):
+        np.testing.assert_array_equal(result, expected)
+    for i, expected in enumerate((a + b, a + b, b)):
+        np.testing.assert_array_equal(outs[i], expected)
+    rows = np.asarray([[1.0, 3.0], [4.0, 0.0], [2.0, 5.0]])
+    tape = Replay(lambda v: (np.maximum(v, 2.0),), [rows])
+    np.testing.assert_array_equal(*tape([rows], {}), np.maximum(rows, 2.0))
 
 
 def test_numbers_kept_as_arrays_are_few(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -644,6 +644,18 @@ def test_names_are_texts(backend: Backend) -> None:
         _check(getattr(xpl, name), {"name": 3}, name + text, TypeError)
 
 
+@pytest.mark.library("numpy")
+def test_the_other_byte_order_has_another_name(backend: Backend) -> None:
+    np = backend.np
+    x, other = np.ones(3, "<f8"), np.ones(3, ">f8")
+    text = (
+        "`weight` has dtype >f8 but `input` has dtype <f8; it must have the same (or be bool)."
+        " Convert it, e.g. `weight = xp.astype(weight, input.dtype)`."
+    )
+    _check(loss, {"input": x, "label": x, "weight": other}, NAME + text, TypeError)
+    assert loss(x, x, weight=np.astype(other, x.dtype)) == 1
+
+
 @pytest.mark.parametrize("row", WRONG_LABELS)
 def test_wrong_labels(backend: Backend, row: str) -> None:
     make, text = WRONG_LABELS[row]
@@ -663,8 +675,8 @@ def test_another_library(backend: Backend) -> None:
     ours = {"strict": "array_api_strict"}.get(backend.library, backend.library)
     for argument in ("label", "margin", "weight"):
         text = (
-            f"`input` is a {ours} array but `{argument}` is a {theirs} array. Nothing is moved"
-            f" between libraries; convert one, e.g. `{argument} = xp.asarray({argument},"
+            f"`input` is an array of {ours} but `{argument}` is an array of {theirs}. Nothing is"
+            f" moved between libraries; convert one, e.g. `{argument} = xp.asarray({argument},"
             " dtype=input.dtype)` with the xp of `input`."
         )
         arguments = _call(**{argument: lambda b: other})(backend)
@@ -779,6 +791,45 @@ def test_transforms_refuse_other_functions(function: Any) -> None:
     )
 
 
+def test_transforms_refuse_what_a_subclass_adds() -> None:
+    """They know the slope of the loss alone, and not of what is made of it."""
+
+    class Twice(xpl.HingeEmbeddingLoss):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return 2 * self.forward(*args, **kwargs)
+
+        def squared(self, *args: Any, **kwargs: Any) -> Any:
+            return self.forward(*args, **kwargs) ** 2
+
+    for function, name in ((Twice(), "__call__"), (Twice().squared, "squared")):
+        text = (
+            f": Twice.{name} is not a loss of array_api_losses. For other functions use the"
+            " transform of your framework, e.g. "
+        )
+        for transform, examples in (
+            (xpl.vjp, "`jax.vjp` or `torch.func.vjp`."),
+            (xpl.jit, "`jax.jit` or `torch.compile`."),
+        ):
+            whole = transform.__name__ + text + examples
+            _check(transform, {"loss": function}, whole, TypeError)
+
+
+def test_transforms_take_what_a_subclass_inherits(backend: Backend) -> None:
+    class Mine(xpl.HingeEmbeddingLoss):
+        pass
+
+    class Twice(Mine):
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return 2 * self.forward(*args, **kwargs)
+
+    x, y = _x(backend), _y(backend)
+    assert backend.tolist(Twice(2.0)(x, y)) == [2 * n for n in backend.tolist(loss(x, y, 2.0))]
+    expected = xpl.value_and_grad(loss)(x, y, 2.0)
+    for function in (Mine(2.0), Mine(2.0).forward, Twice(2.0).forward):
+        for result, right in zip(xpl.value_and_grad(function)(x, y), expected, strict=True):
+            assert backend.tolist(result) == backend.tolist(right)
+
+
 def test_transforms_refuse_a_class() -> None:
     text = "vjp: HingeEmbeddingLoss is a class; pass an instance, `HingeEmbeddingLoss(...)`."
     _check(xpl.vjp, {"loss": xpl.HingeEmbeddingLoss}, text, TypeError)
@@ -808,9 +859,9 @@ def test_a_cotangent_must_fit(backend: Backend) -> None:
     ]  # fmt: skip
     if backend.library != "numpy":
         rows.append((backend.np.ones(4, "float32"), TypeError,
-         f"`value` is a {ours} array but `cotangent` is a numpy array. Nothing is moved between"
-         " libraries; convert one, e.g. `cotangent = xp.asarray(cotangent, dtype=value.dtype)`"
-         " with the xp of `value`."))  # fmt: skip
+         f"`value` is an array of {ours} but `cotangent` is an array of numpy. Nothing is moved"
+         " between libraries; convert one, e.g. `cotangent = xp.asarray(cotangent,"
+         " dtype=value.dtype)` with the xp of `value`."))  # fmt: skip
     for cotangent, kind, text in rows:
         _check(pullback, {"cotangent": cotangent}, "pullback: " + text, kind)
 

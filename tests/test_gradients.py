@@ -58,6 +58,25 @@ def test_oracle_on_generic_cases(backend: Backend, name: str, data: st.DataObjec
         check_gradient(backend, case, routes.ROUTES["vjp"], argument, cotangents(case))
 
 
+@pytest.mark.library("numpy")
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_other_byte_order(backend: Backend, dtype: str) -> None:
+    """Of vectors, margins and weights too."""
+    np = backend.np
+    for case in some_cases(dtype):
+        arrays = case.arrays(backend)
+        swapped = {
+            name: a.astype(a.dtype.newbyteorder()) if isinstance(a, np.ndarray) else a
+            for name, a in arrays.items()
+        }
+        function = xpl.value_and_grad(case.function, case.differentiable)
+        value, gradients = function(**arrays, **case.keywords)
+        again, slopes = function(**swapped, **case.keywords)
+        for result, expected in zip((again, *slopes), (value, *gradients), strict=True):
+            assert result.dtype.type is expected.dtype.type
+            np.testing.assert_allclose(result, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision(backend: Backend, dtype: str) -> None:
     backend.require(dtype)

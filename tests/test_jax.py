@@ -85,8 +85,13 @@ def test_wrong_labels_in_a_trace(backend: Backend) -> None:
     x, y = backend.asarray([1.0, 2.0]), backend.asarray([1, 0], "int8")
     assert backend.np.isnan(jax.jit(loss)(x, y))
     assert jax.jit(loss, static_argnames="reduction")(x, y, reduction="none")[0] == 1
-    with pytest.raises(ValueError, match="1 element that is neither 1 nor -1"):
-        jax.grad(loss)(x, y)
+    for transformed in (
+        lambda: jax.grad(loss)(x, y),
+        lambda: jax.jit(lambda x: loss(x, y))(x),
+        lambda: jax.jit(lambda x: xpl.value_and_grad(loss)(x, y))(x),
+    ):
+        with pytest.raises(ValueError, match="1 element that is neither 1 nor -1"):
+            transformed()
 
 
 def test_labels_have_slope_zero(backend: Backend) -> None:

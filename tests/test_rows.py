@@ -191,20 +191,20 @@ def test_odd_sizes(backend: Backend, shape: tuple[int, ...], width: int) -> None
     x = backend.asarray(np.full((*shape, width), 2.0), "float32")
     z = backend.asarray(np.full((*shape, width), -1.0), "float32")
     y = backend.asarray(np.full(shape, 1.0), "float32")
-    for loss, arrays, each in [
-        (cosine, (x, z, y), 2.0 if width else 1.0),
-        (triplet, (x, x, z), 0.0 if width else 1.0),
+    for loss, arrays, options, each in [
+        (cosine, (x, z, y), {}, 2.0 if width else 1.0),
+        *((triplet, (x, x, z), {"p": p}, 0.0 if width else 1.0) for p in (1.0, 2.0, 3.0, INF)),
     ]:
-        result = backend.call(loss, *arrays, reduction="none")
+        result = backend.call(loss, *arrays, reduction="none", **options)
         check_like(backend, result, x, shape)
         assert set(backend.tolist(result)) <= {each}
-        total = backend.call(loss, *arrays, reduction="sum")
+        total = backend.call(loss, *arrays, reduction="sum", **options)
         check_like(backend, total, x, ())
         count = math.prod(shape)
         assert backend.tolist(total) == [each * count]
-        mean = backend.tolist(backend.call(loss, *arrays))[0]
+        mean = backend.tolist(backend.call(loss, *arrays, **options))[0]
         assert mean == each if count else math.isnan(mean)
-        _, gradients = xpl.value_and_grad(loss, (0, 1))(*arrays)
+        _, gradients = xpl.value_and_grad(loss, (0, 1))(*arrays, **options)
         for gradient in gradients:
             check_like(backend, gradient, x, (*shape, width))
 

@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext
 from typing import Any
 
@@ -70,6 +71,19 @@ def test_vmap_over_labels_cannot_read_them(backend: Backend) -> None:
     mean = torch.vmap(loss)(x, y)
     assert mean.isnan().tolist() == [True, False]
     assert mean[1] == 3.5
+
+
+def test_wrong_labels_within_transforms(backend: Backend) -> None:
+    """They are read where their values are there, as without the transform."""
+    torch = backend.module
+    x, y = backend.asarray([1.0, 2.0]), backend.asarray([1, 0], "int8")
+    for transformed in (
+        lambda: torch.func.grad(loss)(x, y),
+        lambda: torch.func.jvp(lambda x: loss(x, y), (x,), (x,)),
+        lambda: torch.func.grad(lambda x: xpl.value_and_grad(loss)(x, y)[0])(x),
+    ):
+        with pytest.raises(ValueError, match="1 element that is neither 1 nor -1"):
+            transformed()
 
 
 def test_one_compiled_function_takes_many_margins(backend: Backend) -> None:
@@ -184,6 +198,20 @@ def test_fake_and_meta_tensors_have_shapes_only(backend: Backend) -> None:
             x.requires_grad_()
             loss(x, x.detach()).backward()
             assert x.grad.shape == (3,)
+
+
+@pytest.mark.parametrize("tracer", ["make_fx", "jit"])
+def test_tracers_see_every_operation(backend: Backend, tracer: str) -> None:
+    """What they make of one call is right for other values: none has been taken for constant."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    torch = backend.module
+    x, y = backend.asarray([1.5, 0.25]), backend.asarray([1, -1], "int8")
+    call = lambda x: loss(x, y, reduction="none")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of labels that are read
+        traced = make_fx(call)(x) if tracer == "make_fx" else torch.jit.trace(call, x)
+    assert traced(x + 0.5).tolist() == [2, 0.25]
 
 
 def test_saved_tensors_are_the_arguments(backend: Backend, arguments: dict[str, Any]) -> None:

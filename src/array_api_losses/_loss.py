@@ -216,15 +216,15 @@ class LossInstance:
         trusted = loss.label is None
         return Call(loss, operands, weight, own["reduction"], name, trusted)
 
-    def bind(self, *args: Any, **kwargs: Any) -> Call:
-        """Bind the arguments of a call of this instance, without running it."""
-        call: Call = type(self).__call__.__dict__["bind"](self, *args, **kwargs)
-        return call
-
 
 def accumulator(xp: Any, dtype: Any) -> Any:
-    """Return the dtype in which elements of `dtype` are summed: at least float32."""
-    return xp.float32 if getattr(dtype, "itemsize", None) in {1, 2} else dtype
+    """Return the dtype in which elements of `dtype` are summed: at least float32.
+
+    It has the byte order of the machine, in which alone NumPy sums.
+    """
+    if getattr(dtype, "itemsize", None) in {1, 2}:
+        return xp.float32
+    return dtype if getattr(dtype, "isnative", True) else dtype.newbyteorder()
 
 
 def cast(xp: Any, array: Array, dtype: Any) -> Array:

@@ -97,8 +97,8 @@ def fail_not_array(
 
 def fail_library(name: str, who: str, library: str, argument: str, other: str) -> NoReturn:
     msg = (
-        f"{name}: `{who}` is a {library} array but `{argument}` is a {other} array. Nothing is"
-        f" moved between libraries; convert one, e.g. `{argument} = xp.asarray({argument},"
+        f"{name}: `{who}` is an array of {library} but `{argument}` is an array of {other}. Nothing"
+        f" is moved between libraries; convert one, e.g. `{argument} = xp.asarray({argument},"
         f" dtype={who}.dtype)` with the xp of `{who}`."
     )
     raise TypeError(msg)
@@ -205,10 +205,12 @@ def fail_input_dtype(name: str, argument: str, kind: str, dtype: Any) -> NoRetur
 def fail_dtype(
     name: str, who: str, dtype: Any, argument: str, other: Any, bools: str = ""
 ) -> NoReturn:
+    found, needed = dtype_name(other), dtype_name(dtype)
+    if found == needed:  # in another byte order, which NumPy does not name
+        found, needed = other.str, dtype.str
     msg = (
-        f"{name}: `{argument}` has dtype {dtype_name(other)} but `{who}` has dtype"
-        f" {dtype_name(dtype)}; it must have the same{bools}. Convert it, e.g."
-        f" `{argument} = xp.astype({argument}, {who}.dtype)`."
+        f"{name}: `{argument}` has dtype {found} but `{who}` has dtype {needed}; it must have the"
+        f" same{bools}. Convert it, e.g. `{argument} = xp.astype({argument}, {who}.dtype)`."
     )
     raise TypeError(msg)
 

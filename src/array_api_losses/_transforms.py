@@ -7,7 +7,7 @@ differentiation.
 
 import inspect
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from array_api_losses._arguments import is_real
@@ -194,22 +194,28 @@ def jit(loss: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _binder(transform: str, loss: Any) -> Callable[..., Call]:
-    loss = loss.__self__ if inspect.ismethod(loss) else loss  # of `instance.forward`
     if isinstance(loss, type) and issubclass(loss, LossInstance):
         msg = f"{transform}: {loss.__name__} is a class; pass an instance, `{loss.__name__}(...)`."
         raise TypeError(msg)
-    bind: Callable[..., Call] | None = getattr(loss, "bind", None)
+    function: Any = loss
+    instance: Any = None
+    if isinstance(loss, LossInstance):
+        function, instance = type(loss).__call__, loss  # which a subclass may have overridden
+    elif inspect.ismethod(loss):
+        function, instance = loss.__func__, loss.__self__  # of `instance.forward`
+    bind: Callable[..., Call] | None = getattr(function, "bind", None)
     if bind is None and engine_of(loss) is not None:
         msg = f"{transform}: an array is no loss; pass the function, not its result."
         raise TypeError(msg)
     if bind is None:
+        who = getattr(function, "__name__", repr(function))
+        who = who if instance is None else f"{type(instance).__name__}.{who}"
         msg = (
-            f"{transform}: {getattr(loss, '__name__', repr(loss))} is not a loss of"
-            f" array_api_losses. For other functions use the transform of your framework,"
-            f" e.g. `jax.{transform}` or `{_IN_TORCH[transform]}`."
+            f"{transform}: {who} is not a loss of array_api_losses. For other functions use the"
+            f" transform of your framework, e.g. `jax.{transform}` or `{_IN_TORCH[transform]}`."
         )
         raise TypeError(msg)
-    return bind
+    return bind if instance is None else partial(bind, instance)
 
 
 _IN_TORCH = {

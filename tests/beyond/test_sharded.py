@@ -1,5 +1,9 @@
-"""JAX arrays that lie over eight devices: the mean, and its gradient, are those of the whole."""
+"""JAX arrays over eight devices, or two processes: mean and gradient are those of the whole."""
 
+import os
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -136,9 +140,13 @@ def test_what_is_not_committed_goes_along(mesh: Any) -> None:
 
 
 def test_other_devices_are_refused() -> None:
+    """Also after calls that differ in nothing but where the label lies, and whether it was put."""
     arrays = _arguments()
     one, other = (SingleDeviceSharding(device) for device in jax.devices()[:2])
-    x, y = jax.device_put(arrays["input"], one), jax.device_put(arrays["label"], other)
+    x, y = jax.device_put(arrays["input"], other), jax.device_put(arrays["label"], one)
+    expected = HINGE(arrays["input"], arrays["label"])
+    _close(HINGE(x, jnp.asarray(arrays["label"])), expected)
+    _close(HINGE(x, jax.device_put(arrays["label"], other)), expected)
     with pytest.raises(ValueError, match="Nothing is copied between devices"):
         HINGE(x, y)
 
@@ -148,3 +156,41 @@ def test_wrong_labels(mesh: Any) -> None:
     arrays["label"][500] = 0
     with pytest.raises(ValueError, match=r"1 element that is neither .* is 0 at index \(500,\)"):
         HINGE(**_spread(mesh, arrays))
+
+
+PROCESS = """
+import sys
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+import array_api_losses as xpl
+
+rank, address = int(sys.argv[1]), sys.argv[2]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(address, num_processes=2, process_id=rank)
+sharding = NamedSharding(jax.make_mesh((2,), ("i",)), PartitionSpec("i"))
+spread = lambda *parts: jax.make_array_from_process_local_data(sharding, np.asarray(parts[rank]))
+x, y = spread([1.5, 0.25], [3.0, 1.0]), spread([1, -1], [-1, -1])
+value, gradient = xpl.value_and_grad(xpl.hinge_embedding_loss)(x, y)
+assert value == 0.5625
+assert gradient.addressable_shards[0].data.tolist() == [[0.25, -0.25], [0, 0]][rank]
+wrong = spread([1, 0], [-1, -1])
+assert np.isnan(xpl.hinge_embedding_loss(x, wrong))
+losses = xpl.hinge_embedding_loss(x, wrong, reduction="none").addressable_shards[0].data
+assert np.isnan(losses).tolist() == [[False, True], [False, False]][rank]
+"""
+
+
+def test_labels_of_other_processes_are_not_read() -> None:
+    """Each sees its own alone: the loss of a wrong one is NaN for all of them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-c", PROCESS]
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    processes = [subprocess.Popen([*command, rank, address], env=env) for rank in "01"]
+    try:
+        assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()

@@ -351,9 +351,15 @@ class NumPy(Plain):
         """Return what was noted of this formula, for numbers and dtypes as these."""
         key = (
             formula.key,
-            *((a.dtype, a.shape[1:]) if np.ndim(a) else repr(a) for a in arguments),
+            *((a.dtype, a.shape[1:]) if np.ndim(a) else _exactly(a) for a in arguments),
         )
         return TAPES.get(key) or _noted(key, formula, arguments)
+
+
+def _exactly(number: Any) -> tuple[Any, ...]:
+    """What tells a number, or None, from others: `repr` of an array has but a few digits."""
+    array = np.asarray(number)
+    return type(number), array.dtype, array.tobytes()
 
 
 def _empty(call: Call, dtype: Any = None, *, rows: bool = False) -> Array:
@@ -429,8 +435,8 @@ class _Formula:
     @property
     def key(self) -> tuple[Any, ...]:
         """All that decides on the operations, but the arguments."""
-        call, seed = self.call, "varying" if self.varying else repr(self.seed)
-        parts = (call.loss, call.trusted, self.wanted, seed, repr(self.mean))
+        call, seed = self.call, "varying" if self.varying else tuple(map(_exactly, self.seed))
+        parts = (call.loss, call.trusted, self.wanted, seed, _exactly(self.mean))
         return (*parts, self.losses, self.check)
 
     @property
