@@ -37,6 +37,16 @@ def test_vectors_of_any_length_have_a_cosine(backend: Backend, dtype: str) -> No
         assert abs(loss - exact) <= 4 * 2.0 ** (-24 if dtype == "float32" else -53)
 
 
+@pytest.mark.parametrize("scale", [HUGE, TINY])
+def test_one_row_without_a_batch_of_any_length(backend: Backend, scale: float) -> None:
+    a, b = (backend.asarray(v, "float32") for v in ([3 * scale, 4 * scale], [4.0, 3.0]))
+    y = backend.asarray(1, "int8")
+    assert math.isclose(backend.tolist(backend.call(cosine, a, b, y))[0], 0.04, rel_tol=1e-5)
+    zero = backend.asarray([0.0, 0.0], "float32")
+    near = backend.tolist(backend.call(triplet, a, zero, a, 0.0, epsilon=0.0))[0]
+    assert math.isclose(near, 5 * scale, rel_tol=1e-5)
+
+
 def test_gradients_of_huge_and_tiny_vectors(backend: Backend) -> None:
     """The gradient of the cosine is as much longer as the vector is shorter."""
     scales = [1.0, HUGE, TINY]

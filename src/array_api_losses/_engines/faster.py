@@ -63,11 +63,11 @@ def _sizes(v: Any, squares: Any) -> Any:
 
 
 def _squares(squares: Any, u: Any, size: Any) -> Any:
-    return _dot(u, u) if size.ndim else squares
+    return squares if size is _ONE[u.dtype] else _dot(u, u)
 
 
 def _divided(v: Any, size: Any) -> Any:
-    return v / size[..., None] if size.ndim else v
+    return v if size is _ONE[v.dtype] else v / size[..., None]
 
 
 PRIMITIVES: dict[str, Callable[..., Any]] = {
