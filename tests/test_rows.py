@@ -284,7 +284,7 @@ def test_second_derivatives(backend: Backend) -> None:
 
 @pytest.mark.library("numpy")
 def test_layouts_of_rows(backend: Backend) -> None:
-    """Rows with gaps, backwards, in the order of Fortran, of three axes, and read-only."""
+    """Rows with gaps, backwards, in the order of Fortran, of three axes, and of other bytes."""
     np = backend.np
     rng = np.random.default_rng(6)
     a, b = rng.normal(size=(2, 300, 130)), rng.normal(size=(2, 300, 130))
@@ -295,6 +295,7 @@ def test_layouts_of_rows(backend: Backend) -> None:
         lambda v: v.repeat(2, axis=-1)[..., ::2],
         lambda v: v[:, ::-1].copy()[:, ::-1],
         lambda v: np.swapaxes(np.swapaxes(v, 0, 1).copy(), 0, 1),
+        lambda v: v.astype(v.dtype.newbyteorder()),
     ):
         again, slope = xpl.value_and_grad(cosine)(lay(a), lay(b), y, 0.1, "none")
         np.testing.assert_allclose(again, value, rtol=1e-13, atol=1e-15)
