@@ -157,6 +157,28 @@ def test_sizes_around_a_block(backend: Backend) -> None:
         np.testing.assert_array_equal(gradient, np.where(y == 1, 1.0, -1.0 * (x < 1)))
 
 
+@pytest.mark.parametrize("width", [2, 32])
+@pytest.mark.parametrize("name", [name for name in LOSSES if LOSSES[name].rowwise])
+def test_rows_around_a_block(backend: Backend, name: str, width: int) -> None:
+    """A row has the same loss and slopes, bit for bit, whatever stands beside it."""
+    from array_api_losses._engines.numpy import SMALL_ROWS, WHOLE
+
+    np, function, spec = backend.np, getattr(xpl, name), LOSSES[name]
+    call = xpl.value_and_grad(function, tuple(range(len(spec.inputs))))
+    rng = np.random.default_rng(8)
+    for count in (edge // width + more for edge in (SMALL_ROWS, WHOLE) for more in (0, 1)):
+        arrays = [rng.normal(size=(count, width)).astype("float32") for _ in spec.inputs]
+        arrays += [rng.choice([-1, 1], size=count).astype("int8")] if spec.label else []
+        for reduction in ("none", "sum"):
+            value, gradients = call(*arrays, reduction=reduction)
+            for part in (slice(9), slice(count - 9, count)):
+                few, slopes = call(*[a[part] for a in arrays], reduction=reduction)
+                if reduction == "none":
+                    np.testing.assert_array_equal(value[part], few)
+                for gradient, slope in zip(gradients, slopes, strict=True):
+                    np.testing.assert_array_equal(gradient[part], slope)
+
+
 def test_a_forgotten_block_is_noticed(
     backend: Backend, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

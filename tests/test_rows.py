@@ -37,6 +37,16 @@ def test_vectors_of_any_length_have_a_cosine(backend: Backend, dtype: str) -> No
         assert abs(loss - exact) <= 4 * 2.0 ** (-24 if dtype == "float32" else -53)
 
 
+@pytest.mark.parametrize("scale", [HUGE, TINY])
+def test_one_row_without_a_batch_of_any_length(backend: Backend, scale: float) -> None:
+    a, b = (backend.asarray(v, "float32") for v in ([3 * scale, 4 * scale], [4.0, 3.0]))
+    y = backend.asarray(1, "int8")
+    assert math.isclose(backend.tolist(backend.call(cosine, a, b, y))[0], 0.04, rel_tol=1e-5)
+    zero = backend.asarray([0.0, 0.0], "float32")
+    near = backend.tolist(backend.call(triplet, a, zero, a, 0.0, epsilon=0.0))[0]
+    assert math.isclose(near, 5 * scale, rel_tol=1e-5)
+
+
 def test_gradients_of_huge_and_tiny_vectors(backend: Backend) -> None:
     """The gradient of the cosine is as much longer as the vector is shorter."""
     scales = [1.0, HUGE, TINY]
@@ -274,7 +284,7 @@ def test_second_derivatives(backend: Backend) -> None:
 
 @pytest.mark.library("numpy")
 def test_layouts_of_rows(backend: Backend) -> None:
-    """Rows with gaps, backwards, in the order of Fortran, of three axes, and read-only."""
+    """Rows with gaps, backwards, in the order of Fortran, of three axes, and of other bytes."""
     np = backend.np
     rng = np.random.default_rng(6)
     a, b = rng.normal(size=(2, 300, 130)), rng.normal(size=(2, 300, 130))
@@ -285,6 +295,7 @@ def test_layouts_of_rows(backend: Backend) -> None:
         lambda v: v.repeat(2, axis=-1)[..., ::2],
         lambda v: v[:, ::-1].copy()[:, ::-1],
         lambda v: np.swapaxes(np.swapaxes(v, 0, 1).copy(), 0, 1),
+        lambda v: v.astype(v.dtype.newbyteorder()),
     ):
         again, slope = xpl.value_and_grad(cosine)(lay(a), lay(b), y, 0.1, "none")
         np.testing.assert_allclose(again, value, rtol=1e-13, atol=1e-15)

@@ -29,6 +29,9 @@ T = TypeVar("T")
 SMALL = 2**12
 """Up to so many elements it costs nothing to put results in new memory."""
 
+SMALL_ROWS = 2**13
+"""Likewise up to so many entries of rows."""
+
 PLAIN = 2**15
 """Up to so many elements take the plain path where the call is not simple."""
 
@@ -100,16 +103,20 @@ class NumPy(Plain):
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
         """Replay what the plain path does with a simple call: the formula and a sum."""
         loss, operands, _, reduction, _, trusted, _ = call
-        first, label = operands[0], operands[len(loss.inputs)]
-        size, with_value = first.size, cotangent is None
-        check = not (trusted or (size <= FEW and SIGNS.issuperset(label.ravel().tolist())))
-        key = loss, wanted, with_value, check, first.dtype, label.dtype
+        first, label = operands[0], operands[loss.first_parameter - 1]  # or the last input
+        shape, count, width, with_value = first.shape, first.size, None, cotangent is None
+        if loss.rowwise:
+            *shape, width = shape
+            count = math.prod(shape)
+        check = not (trusted or (count <= FEW and SIGNS.issuperset(label.ravel().tolist())))
+        key = loss, wanted, with_value, check, first.dtype, label.dtype, width
         tape = TAPES.get(key) or _noted_of_whole(*key)
         if wanted:
-            operands = (*operands, _loss.seed_of(np, call, cotangent, size)[0])
-        if size > SMALL and first.flags.c_contiguous and label.flags.c_contiguous:
+            operands = (*operands, _loss.seed_of(np, call, cotangent, count)[0])
+        few = SMALL_ROWS if width else SMALL
+        if first.size > few and first.flags.c_contiguous and label.flags.c_contiguous:
             kept = 1 if reduction == "none" else 2
-            good, value, *found = tape.in_scratch(operands, first.shape, kept)
+            good, value, *found = tape.in_scratch(operands, shape, kept)
         else:
             good, value, *found = tape.anew(operands)
         if check and not good.all():
@@ -117,8 +124,8 @@ class NumPy(Plain):
         if with_value:
             if reduction != "none":
                 value = np.add.reduce(value, None, _loss.accumulator(np, value.dtype))
-            count = size if reduction == "mean" else None
-            value = _loss.finished(np, value, count, first.dtype)
+            weights = count if reduction == "mean" else None
+            value = _loss.finished(np, value, weights, first.dtype)
         if not wanted:
             return value, ()
         return value, tuple(
@@ -385,10 +392,11 @@ def _is_elementwise(loss: Loss) -> bool:
 
 
 def _is_simple(call: Call) -> bool:
-    """Whether it is elementwise, without weights, and has numbers for parameters."""
-    if call.weight is not None or not _is_elementwise(call.loss):
+    """Whether it has no weights, and numbers for parameters."""
+    loss = call.loss
+    if call.weight is not None:
         return False
-    for parameter in call.operands[len(call.loss.inputs) + 1 :]:
+    for parameter in call.operands[loss.first_parameter :]:
         if type(parameter) is not float:
             return False
     return True
@@ -401,24 +409,30 @@ def _noted_of_whole(
     check: Any,
     dtype: Any,
     label_dtype: Any,
+    width: Any,
 ) -> Replay:
     """Note whether labels are good, the losses, and the gradients for a last argument, the seed."""
-    at = len(loss.inputs)
+    at, after, count = len(loss.inputs), loss.first_parameter, len(loss.operands)
 
     def formula(*arguments: Any) -> tuple[Any, ...]:
-        label = _loss.cast(np, arguments[at], dtype)
-        good = np.abs(label if label_dtype.kind == "i" else arguments[at]) == 1 if check else None
-        operands = (*arguments[:at], label, *arguments[at + 1 : len(loss.operands)])
+        arrays, good = arguments[:after], None
+        if check:
+            label = _loss.cast(np, arguments[at], dtype)
+            good = np.abs(label if label_dtype.kind == "i" else arguments[at]) == 1
+            arrays = (*arguments[:at], label)
+        call = _loss.prepared(np, Call(loss, arrays, None, "sum", None, trusted=True))
+        operands = (*call.operands, *arguments[after:count])  # numbers need no preparing
         losses = loss.value(np, *operands) if with_value else None
         if not wanted:
             return good, losses
-        call = Call(loss, operands, None, "sum", None, trusted=True)
+        call = call.with_arguments((*operands, None))
         return good, losses, *_loss.gradients(np, call, wanted, (arguments[-1], None), None)
 
-    kinds = [dtype] * len(loss.operands) + [_loss.accumulator(np, dtype)] * bool(wanted)
-    kinds[at] = label_dtype
-    samples = [np.ones(1, dtype=kind) for kind in kinds]
-    return _noted((loss, wanted, with_value, check, dtype, label_dtype), formula, samples)
+    kinds = [dtype] * count + [_loss.accumulator(np, dtype)] * bool(wanted)
+    kinds[after - 1] = label_dtype
+    rows = (1,) if width is None else (1, width)
+    samples = [np.ones(rows if i < at else 1, dtype=kind) for i, kind in enumerate(kinds)]
+    return _noted((loss, wanted, with_value, check, dtype, label_dtype, width), formula, samples)
 
 
 @dataclass(frozen=True)

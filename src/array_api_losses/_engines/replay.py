@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,11 @@ FREE: list[Any] = []
 """Scratch between calls: the system takes as long to hand out memory as a formula to fill it."""
 
 MOST_FREE = 12
+
+WIDE = 16
+"""Beside rows of so many entries, what has one number for each is small: it is new each time."""
+
+AXES_OF_ROWS = 2
 
 _FULL: dict[Any, Any] = {}
 """Arrays of one number, only read."""
@@ -70,13 +76,15 @@ class Replay:
         """Note what `formula` does with `arguments`, of which it sees but one element."""
         self._steps: list[tuple[Callable[..., Any] | None, list[int], int]] = []
         self._functions: list[Callable[..., Any]] = []  # those of the steps, without `out`
-        self._quick: list[tuple[Callable[..., Any], int, int | None, int]] = []
+        self._planned: list[tuple[Any, Callable[..., Any], Callable[[list[Any]], Any], int]] = []
+        self._quick: list[tuple[Callable[..., Any], Any, Any, Any, int]] = []
         self._results: list[Any] = []  # their places, or None
         self._arrays: list[Any] = []  # arguments, numbers and scratch, by place
         self._constants: dict[Any, int] = {}  # their places
         self._filled: list[int] = []  # the places of those that are to be as long as a block
         self._scratch: dict[int, Any] = {}
         self._size = 0
+        self._of_wide_rows = any(math.prod(np.shape(a)[1:]) >= WIDE for a in arguments)
         self._record(formula, arguments)
 
     def copy(self) -> "Replay":
@@ -105,12 +113,11 @@ class Replay:
                 taken.add(place)
             else:
                 copies.append((place, output))
-        for (into, sources, target), function in zip(self._steps, self._functions, strict=True):
-            inputs = [arrays[i] for i in sources]
+        for into, function, inputs, target in self._planned:
             if into is None:
-                arrays[target] = function(*inputs)
+                arrays[target] = function(*inputs(arrays))
             else:
-                into(*inputs, out=arrays[target])
+                into(*inputs(arrays), out=arrays[target])
         for place, output in copies:
             output[...] = arrays[place]
         return [None if place is None else arrays[place] for place in self._results]
@@ -119,8 +126,13 @@ class Replay:
         """Return the same in new arrays, of any shapes that broadcast: quick for few elements."""
         arrays = self._arrays.copy()
         arrays[: len(arguments)] = arguments
-        for function, i, j, target in self._quick:
-            arrays[target] = function(arrays[i]) if j is None else function(arrays[i], arrays[j])
+        for function, i, j, k, target in self._quick:
+            if j is None:
+                arrays[target] = function(arrays[i])
+            elif k is None:
+                arrays[target] = function(arrays[i], arrays[j])
+            else:
+                arrays[target] = function(arrays[i], arrays[j], arrays[k])
         return [None if place is None else arrays[place] for place in self._results]
 
     def in_scratch(
@@ -128,18 +140,25 @@ class Replay:
     ) -> list[Any]:
         """Return the same, but only the results from number `kept` on in new arrays.
 
-        Arrays among the arguments lie in one piece. The other results may be overwritten soon.
+        Arrays among the arguments lie in one piece; `shape` is that of elements, or of how many
+        rows there are. The other results may be overwritten soon.
         """
-        flat = [a.reshape(-1) if isinstance(a, np.ndarray) and a.ndim else a for a in arguments]
+        axes, size = len(shape), math.prod(shape)
+        flat = [
+            a.reshape(size, *a.shape[axes:]) if isinstance(a, np.ndarray) and a.ndim else a
+            for a in arguments
+        ]
         outputs = {
-            i: np.empty(flat[0].size, self._arrays[place].dtype)
+            i: np.empty((size, *self._arrays[place].shape[1:]), self._arrays[place].dtype)
             for i, place in enumerate(self._results)
             if place is not None and i >= kept
         }
         own = self.copy()
         results = own(flat, outputs)
         own.release()
-        return [outputs[i].reshape(shape) if i in outputs else r for i, r in enumerate(results)]
+        for i, output in outputs.items():
+            results[i] = output.reshape(*shape, *output.shape[1:])
+        return results
 
     def note(
         self, into: Callable[..., Any] | None, function: Callable[..., Any], inputs: tuple[Any, ...]
@@ -148,7 +167,11 @@ class Replay:
         # A number has the dtype of what it meets, and not that of the condition of a `where`.
         kinds = [i.dtype for i in inputs if isinstance(i, _StandIn)]
         like = next((kind for kind in kinds if kind.kind != "b"), kinds[0])
-        whole = into in _FASTER_ON_ARRAYS and max(getattr(i, "ndim", 0) for i in inputs) == 1
+        whole = (
+            into in _FASTER_ON_ARRAYS
+            and not self._of_wide_rows
+            and max(getattr(i, "ndim", 0) for i in inputs) == 1
+        )
         sources = [
             i
             if isinstance(i, _StandIn)
@@ -205,7 +228,8 @@ class Replay:
         free: list[int] = []
         for i, (function, sources, target) in enumerate(self._steps):
             done = [home[s] for s in dying.get(i, ()) if s in home]
-            if function is None:
+            small = self._of_wide_rows and self._arrays[target].ndim < AXES_OF_ROWS
+            if function is None or small:
                 free += done
                 self._steps[i] = None, [home.get(s, s) for s in sources], target
                 continue
@@ -219,10 +243,12 @@ class Replay:
             home[target] = fit[0] if fit else target
             free = [place for place in (*done, *free) if place != home[target]]
             self._steps[i] = function, [home.get(s, s) for s in sources], home[target]
-        self._quick = [
-            (function, sources[0], sources[1] if len(sources) > 1 else None, target)
-            for function, (_, sources, target) in zip(self._functions, self._steps, strict=True)
-        ]
+        for function, (into, sources, target) in zip(self._functions, self._steps, strict=True):
+            one = slice(sources[0], sources[0] + 1)  # which `itemgetter` gives as a list too
+            inputs = itemgetter(*sources) if len(sources) > 1 else itemgetter(one)
+            self._planned.append((into, function, inputs, target))
+            i, j, k = (*sources, None, None)[:3]
+            self._quick.append((function, i, j, k, target))
         self._scratch = dict.fromkeys(home.values())
         self._results = [r and home.get(r.place, r.place) for r in results]
 

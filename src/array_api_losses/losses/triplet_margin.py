@@ -27,7 +27,7 @@ from array_api_losses._loss import (
     loss_class,
     loss_function,
 )
-from array_api_losses._primitives import length, length_and_slope, steep
+from array_api_losses._primitives import length, length_and_slope, steep, zeros
 
 _KNOWN: dict[tuple[float, float, bool], Loss] = {}
 _MOST_KNOWN = 256
@@ -39,7 +39,7 @@ def _value(
     near, far = length(xp, a - b + epsilon, p), length(xp, a - c + epsilon, p)
     if swap:
         far = xp.minimum(far, length(xp, b - c + epsilon, p))
-    return xp.maximum(near - far + margin, xp.zeros_like(near))
+    return xp.maximum(near - far + margin, zeros(xp, near))
 
 
 def _slopes(
@@ -56,7 +56,7 @@ def _slopes(
 ) -> tuple[Array | None, ...]:
     near, in_ab, by_ab = length_and_slope(xp, a - b + epsilon, p)
     far, in_ac, by_ac = length_and_slope(xp, a - c + epsilon, p)
-    nil = xp.zeros_like(near)
+    nil = zeros(xp, near)
     if swap:
         other, in_bc, by_bc = length_and_slope(xp, b - c + epsilon, p)
         share = (xp.maximum(xp.minimum(steep(xp, other - far), nil + 1), nil - 1) + 1) / 2
