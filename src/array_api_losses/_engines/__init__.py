@@ -5,6 +5,7 @@ without a module here runs on the plain path.
 """
 
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import array_api_compat as compat
@@ -41,24 +42,19 @@ def _found(array: Any) -> "Plain | None":
     return engine
 
 
+_MODULES = (
+    (compat.is_numpy_array, "numpy"),
+    (compat.is_jax_array, "jax"),
+    (compat.is_dask_array, "dask"),
+    (compat.is_cupy_array, "cupy"),
+)
+"""Each imports its library, so it is imported when the first array of that library comes."""
+
+
 def _engine_for(array: Any) -> "Plain":
-    # An engine imports its library, so it is imported when the first array of that library comes.
-    if compat.is_numpy_array(array):
-        from array_api_losses._engines import numpy
-
-        return numpy.ENGINE
-    if compat.is_jax_array(array):
-        from array_api_losses._engines import jax
-
-        return jax.ENGINE
-    if compat.is_dask_array(array):
-        from array_api_losses._engines import dask
-
-        return dask.ENGINE
-    if compat.is_cupy_array(array):
-        from array_api_losses._engines import cupy
-
-        return cupy.ENGINE
+    for is_own, module in _MODULES:
+        if is_own(array):
+            return import_module(f"{__name__}.{module}").ENGINE
     from array_api_losses._engines.plain import Plain
 
     xp = compat.array_namespace(array)

@@ -197,26 +197,26 @@ def _arguments(call: Call) -> list[Any]:
 
 def _sum(call: Call) -> Array:
     """Return the sum of the weighted losses, in at least float32."""
-    loss, arguments, first = call.loss, _arguments(call), call.operands[0]
-    if first.size < 2 * ROW:
+    loss, arguments, size = call.loss, _arguments(call), call.operands[0].size
+    rows = size // ROW
+    if rows <= 1:
         return fused_sum(loss, None)(*arguments)
-    full = [isinstance(a, cupy.ndarray) and a.ndim > 0 for a in arguments]
-    if any(
-        is_full and (a.shape != first.shape or not a.flags.c_contiguous)
-        for a, is_full in zip(arguments, full, strict=True)
-    ):
+    if not all(_is_whole(argument, call.shape) for argument in arguments):
         return cupy.sum(fused_losses(loss, wide=True)(*arguments))
-    rows = first.size // ROW
-    even = first.size - first.size % rows
-    flat = [a.reshape(-1) if is_full else a for a, is_full in zip(arguments, full, strict=True)]
-    in_rows = [
-        a[:even].reshape(rows, -1) if is_full else a for a, is_full in zip(flat, full, strict=True)
-    ]
-    total = cupy.sum(fused_sum(loss, 1)(*in_rows))
-    if even == first.size:
-        return total
-    rest = [a[even:] if is_full else a for a, is_full in zip(flat, full, strict=True)]
-    return total + fused_sum(loss, None)(*rest)
+    even = size - size % rows
+
+    def part(start: int, stop: int, *shape: int) -> list[Any]:
+        return [
+            a.reshape(-1)[start:stop].reshape(*shape, -1) if np.ndim(a) else a for a in arguments
+        ]
+
+    total = cupy.sum(fused_sum(loss, 1)(*part(0, even, rows)))
+    return total if even == size else total + fused_sum(loss, None)(*part(even, size))
+
+
+def _is_whole(argument: Any, shape: tuple[int, ...]) -> bool:
+    """Whether an argument is a number, or lies in one piece and has a shape."""
+    return not np.ndim(argument) or (argument.shape == shape and argument.flags.c_contiguous)
 
 
 ENGINE = CuPy(xp)
