@@ -54,7 +54,6 @@ for _name in (xp.__name__, TRACED.__name__):
     FASTER["zero"][_name] = _zero
     FASTER["select"][_name] = _select
 
-
 KERNELS: list[Any] = []
 
 
@@ -127,7 +126,7 @@ def fused_gradients(loss: Loss, wanted: tuple[bool, ...], whole: tuple[bool, ...
 
 @_fused("finished")
 def fused_finish(total: Any, weights: Any, like: Any) -> Any:
-    """The kernel of what follows on a sum."""
+    """Divide a sum by W; the mean has the dtype of `like`."""
     return _loss.finished(TRACED, total, weights, like.dtype)
 
 
