@@ -27,9 +27,9 @@ path of libraries without an engine, `blocks` cuts even small arrays into blocks
 `readonly`, `strided`, `subclass` and `memmap` say how arrays lie in memory, `strictest` is
 array-api-strict without boolean indexing, data-dependent shapes and extensions, `device1` another
 device of it and `no_float64` one without that dtype, `float64` another default dtype of PyTorch,
-`x32` JAX without 64 bits, `mismatched` arrays of Dask whose chunks differ; `jit`, `vmap` and
-`compile` wrap the call. Dask runs under a scheduler that refuses to compute anything inside of a
-call.
+`kernels` what PyTorch does on CUDA, with a compiler for the CPU in place of its own, `x32` JAX
+without 64 bits, `mismatched` arrays of Dask whose chunks differ; `jit`, `vmap` and `compile` wrap
+the call. Dask runs under a scheduler that refuses to compute anything inside of a call.
 """
 
 

@@ -65,6 +65,7 @@ MODES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "strict:device1": (ARRAYS, ("large",)),
     "strict:no_float64": (FEW, ("float64",)),
     "torch:plain": (ARRAYS, ()),
+    "torch:kernels": ((*ARRAYS, "test_torch"), ("reads labels",)),
     "torch:float64": (ARRAYS, ()),
     "torch:vmap": (CALLS, ("reads labels", "large")),
     "torch:compile": (FEW, ("reads labels",)),

@@ -119,6 +119,29 @@ def _torch_plain() -> AbstractContextManager[Any]:
     return mock.patch.object(engine, "NUMPY", None)
 
 
+def _never(*_: Any) -> bool:
+    return False
+
+
+@contextmanager
+def _torch_kernels() -> Iterator[None]:
+    """Run on the CPU what CUDA runs: kernels of the jiterator, and labels unread."""
+    import standin
+
+    from array_api_losses._engines import jiterator
+    from array_api_losses._engines import torch as engine
+
+    with ExitStack() as stack:
+        stack.enter_context(_torch_plain())
+        stack.enter_context(mock.patch.object(jiterator, "compiled", standin.compiled))
+        stack.enter_context(mock.patch.object(jiterator.Jiterator, "devices", {"cpu"}))
+        stack.enter_context(mock.patch.object(engine.Torch, "readable", _never))
+        for made in (jiterator._losses, jiterator._gradients, jiterator._works):
+            made.cache_clear()
+            stack.callback(made.cache_clear)
+        yield
+
+
 @contextmanager
 def _torch_float64() -> Iterator[None]:
     import torch
@@ -217,6 +240,7 @@ MODES: dict[str, Mode] = {
     "strict:device1": Mode(lay=_on("device1")),
     "strict:no_float64": Mode(lay=_on("no_float64")),
     "torch:plain": Mode(around=_torch_plain),
+    "torch:kernels": Mode(around=_torch_kernels),
     "torch:float64": Mode(around=_torch_float64),
     "torch:vmap": Mode(wrap=partial(_mapped, "torch")),
     "torch:compile": Mode(wrap=_torch_compiled),

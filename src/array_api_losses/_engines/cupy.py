@@ -1,11 +1,9 @@
 """CuPy: the pipeline of an elementwise loss, fused into one kernel by `cupy.fuse`.
 
-Nothing waits for the device: labels are not read, so the loss of a wrong one is NaN. Losses of rows
-take the plain path.
+Nothing waits for the device: labels are not read, so the loss of a wrong one is NaN.
 """
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +13,7 @@ import cupy
 import numpy as np
 
 from array_api_losses import _loss
+from array_api_losses._engines.fused import Fused, identifier
 from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call, Loss
 from array_api_losses._primitives import FASTER
@@ -65,8 +64,7 @@ def _fused(name: str) -> Callable[[Callable[..., Any]], Any]:
     """
 
     def fuse(function: Callable[..., Any]) -> Any:
-        identifier = re.sub(r"\W", "_", name)  # any other name is such an error
-        KERNELS.append(cupy.fuse(kernel_name=identifier)(function))
+        KERNELS.append(cupy.fuse(kernel_name=identifier(name))(function))
         return KERNELS[-1]
 
     return fuse
@@ -130,8 +128,8 @@ def fused_finish(total: Any, weights: Any, like: Any) -> Any:
     return _loss.finished(TRACED, total, weights, like.dtype)
 
 
-class CuPy(Plain):
-    """One kernel for the losses or their sum, and one for all gradients."""
+class CuPy(Fused):
+    """One kernel for the losses or their sum, and one for all gradients; rows are not fused."""
 
     def run(self, call: Call) -> Array:
         if call.loss.rowwise:
@@ -147,28 +145,30 @@ class CuPy(Plain):
         return fused_finish(total, weights, dtype.type(0))
 
     def folded(self, call: Call) -> tuple[Array, Any]:
-        return super().folded(call) if call.loss.rowwise else (_sum(call), _weights(call))
+        return super().folded(call) if call.loss.rowwise else (_sum(call), self.weights(call))
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        if call.loss.rowwise:
-            return super().gradient(call, wanted, cotangent)
-        averages = call.reduction == "mean" and wanted[-1]
-        value = self.run(call) if averages or cotangent is None else None
-        factor, divisor = _loss.seed_of(xp, call, cotangent, _weights(call))
+        kind = Plain if call.loss.rowwise else Fused
+        return kind.gradient(self, call, wanted, cotangent)
+
+    def by_element(
+        self,
+        call: Call,
+        wanted: tuple[bool, ...],
+        seed: tuple[Any, Array | None],
+        mean: Array | None,
+    ) -> Sequence[Array]:
+        factor, divisor = seed
         if not isinstance(factor, cupy.ndarray):
-            factor = _wide(call).type(factor)
+            dtype = _loss.accumulator(TRACED, call.operands[0].dtype)
+            factor = np.dtype(dtype).type(factor)
         shape = call.shape
         whole = tuple(getattr(argument, "shape", ()) == shape for argument in call.arguments)
         kernel = fused_gradients(call.loss, wanted, whole)
-        mean = value if averages else None
-        gradients = iter(kernel(factor, divisor, mean, *_arguments(call)))
-        shaped = [
-            _loss.summed_to(xp, next(gradients), argument.shape, argument.dtype) if want else None
-            for want, argument in zip(wanted, call.arguments, strict=True)
-        ]
-        return value if cotangent is None else None, tuple(shaped)
+        found: Sequence[Array] = kernel(factor, divisor, mean, *_arguments(call))
+        return found
 
     def traits(self, arrays: tuple[Array, ...]) -> tuple[Any, ...] | None:
         found: list[Any] = []
@@ -177,15 +177,6 @@ class CuPy(Plain):
                 return None
             found += array.dtype, array.data.device_id
         return tuple(found)
-
-
-def _wide(call: Call) -> Any:
-    return np.dtype(_loss.accumulator(TRACED, call.operands[0].dtype))
-
-
-def _weights(call: Call) -> Any:
-    """Return W of a mean."""
-    return _loss.weight_sum(xp, call, _wide(call)) if call.reduction == "mean" else None
 
 
 def _arguments(call: Call) -> list[Any]:

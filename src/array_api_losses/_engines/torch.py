@@ -1,7 +1,7 @@
 """PyTorch: the slope is told to autograd by three functions that share forward and backward.
 
 On the CPU a tensor is an array of NumPy by another name: what autograd does not look into runs on
-the engine of NumPy, on the same memory, in blocks.
+the engine of NumPy, on the same memory, in blocks. On CUDA it runs in kernels of the jiterator.
 
 `_Eager` is the quick one, for `backward` and `torch.autograd.grad`. `_Transformed` also knows `jvp`
 and batching, for `torch.func` and forward mode. `_Compiled` is `_Transformed` without `jvp`, which
@@ -29,6 +29,10 @@ with suppress(ImportError):  # PyTorch does not need NumPy
     from numpy import asarray
 
     from array_api_losses._engines.numpy import ENGINE as NUMPY
+
+KERNELS: Any = None
+with suppress(ImportError):  # the jiterator is a beta feature of PyTorch
+    from array_api_losses._engines.jiterator import ENGINE as KERNELS
 
 HOSTED = frozenset({torch.float32, torch.float64})
 """The dtypes that NumPy has too, and sums as exactly."""
@@ -107,10 +111,10 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
         if not torch.is_grad_enabled():
-            host = _host(ctx.static.call(ctx.saved_tensors), cotangent)
-            if host is not None:
-                gradients = NUMPY.gradient(host[0], ctx.needs_input_grad[1:], host[1])[1]
-                return None, *map(_tensor, gradients)
+            call, wanted = ctx.static.call(ctx.saved_tensors), ctx.needs_input_grad[1:]
+            found = ENGINE.untracked_gradient(call, wanted, cotangent)
+            if found is not None:
+                return None, *found[1]
         return _Compiled.backward(ctx, cotangent)
 
 
@@ -132,16 +136,31 @@ class Torch(Plain):
         host = _host(call)
         if host is not None:
             return _tensor(NUMPY.value(host[0]))
+        if _takes_kernel(call):
+            return KERNELS.run(call)
         return _loss.value(xp, self.checked(call))
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        host = _host(call, cotangent) if _rule((*call.arguments, cotangent)) is None else None
-        if host is None:
-            return super().gradient(call, wanted, cotangent)
-        value, gradients = NUMPY.gradient(host[0], wanted, host[1])
-        return _tensor(value), tuple(map(_tensor, gradients))
+        found = None
+        if _rule((*call.arguments, cotangent)) is None:
+            found = self.untracked_gradient(call, wanted, cotangent)
+        return super().gradient(call, wanted, cotangent) if found is None else found
+
+    def untracked_gradient(
+        self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
+    ) -> tuple[Array | None, tuple[Array | None, ...]] | None:
+        """Return value and gradients, of which autodiff need not know, if there is a fast way."""
+        host = _host(call, cotangent)
+        if host is not None:
+            value, gradients = NUMPY.gradient(host[0], wanted, host[1])
+            return _tensor(value), tuple(map(_tensor, gradients))
+        if _takes_kernel(call, cotangent):
+            found: tuple[Array | None, tuple[Array | None, ...]]
+            found = KERNELS.gradient(call, wanted, cotangent)
+            return found
+        return None
 
     def run(self, call: Call) -> Array:
         rule = _rule(call.arguments)
@@ -267,21 +286,32 @@ def _rule(arguments: tuple[Any, ...]) -> Any:
     return None
 
 
-def _host(call: Call, cotangent: Any = None) -> tuple[Call, Any] | None:
-    """Return the call, and the cotangent, in arrays of NumPy that share the memory, if that can be.
+def _watched() -> bool:
+    """Whether something watches tensors that would not see what is done to their memory."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.jit.is_tracing()
+    )
 
-    Not where something watches the tensors that would not see what NumPy does.
-    """
+
+def _takes_kernel(call: Call, cotangent: Any = None) -> bool:
+    """Whether a kernel can run the call, on tensors that are memory and nothing else."""
+    if KERNELS is None or call.operands[0].device.type not in KERNELS.devices:
+        return False
+    tensors = [a for a in (*call.arguments, cotangent) if isinstance(a, torch.Tensor)]
+    return (
+        not _watched()
+        and all(type(tensor) in TENSORS for tensor in tensors)
+        and KERNELS.takes(call, tensors)
+    )
+
+
+def _host(call: Call, cotangent: Any = None) -> tuple[Call, Any] | None:
+    """Return the call, and the cotangent, in arrays of NumPy on the same memory, if that can be."""
     loss, operands, weight, reduction, name, trusted, _ = call
     first = operands[0]
-    if (
-        NUMPY is None
-        or first.dtype not in HOSTED
-        or not first.is_cpu
-        or torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch.jit.is_tracing()
-    ):
+    if NUMPY is None or first.dtype not in HOSTED or not first.is_cpu or _watched():
         return None
     arrays = []
     for argument in (*operands, weight, cotangent):

@@ -1,0 +1,49 @@
+"""The pipeline of an elementwise loss, fused into kernels: base of the engines that can do that.
+
+An engine traces the pipeline, in a namespace of its own whose functions write down what they are
+called for, and so has no formula of its own.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from array_api_losses import _loss
+from array_api_losses._engines.plain import Plain
+from array_api_losses._loss import Array, Call
+
+
+def identifier(name: str) -> str:
+    """Turn a name into one that a kernel can have."""
+    return re.sub(r"\W", "_", name)
+
+
+class Fused(Plain):
+    """One kernel for the losses, and one for all gradients."""
+
+    by_element: Callable[..., Sequence[Array]]
+    """Returns the wanted gradients by element; `_loss.gradients_by_element` says for what."""
+
+    def gradient(
+        self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
+    ) -> tuple[Array | None, tuple[Array | None, ...]]:
+        label = len(call.loss.inputs)
+        if call.loss.label is not None and wanted[label]:  # it has no gradient
+            wanted = (*wanted[:label], False, *wanted[label + 1 :])
+        averages = call.reduction == "mean" and wanted[-1]
+        value = self.run(call) if averages or cotangent is None else None
+        seed = _loss.seed_of(self.xp, call, cotangent, self.weights(call))
+        mean = value if averages else None
+        found = iter(self.by_element(call, wanted, seed, mean) if any(wanted) else ())
+        gradients = tuple(
+            _loss.summed_to(self.xp, next(found), argument.shape, argument.dtype) if want else None
+            for want, argument in zip(wanted, call.arguments, strict=True)
+        )
+        return value if cotangent is None else None, gradients
+
+    def weights(self, call: Call) -> Any:
+        """Return W of a mean."""
+        if call.reduction != "mean":
+            return None
+        dtype = _loss.accumulator(self.xp, call.operands[0].dtype)
+        return _loss.weight_sum(self.xp, call, dtype)

@@ -1,0 +1,76 @@
+"""A stand-in for PyTorch's jiterator: its functions, compiled for the CPU.
+
+It takes the same text in C++, and does what the jiterator does around it: it brings all arguments
+to a common dtype and shape, and calls the function for each element.
+"""
+
+import ctypes
+import os
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
+from torch.cuda.jiterator import _CodeParser
+
+COMPILER = os.environ.get("CXX", "c++")
+MOST = 8
+"""So many arguments and results can a function have at most."""
+
+
+def compiled(code: str, num_outputs: int, **numbers: float) -> Callable[..., Any]:
+    """Do what `_create_multi_output_jit_fn` does."""
+    name = _CodeParser(code).function_name
+
+    def call(*tensors: torch.Tensor, **given: float) -> Any:
+        assert 1 <= len(tensors) <= MOST
+        assert 1 <= num_outputs <= MOST
+        _, dtype = elementwise_dtypes(
+            *tensors, type_promotion_kind=ELEMENTWISE_TYPE_PROMOTION_KIND.DEFAULT
+        )
+        inputs = [
+            t.contiguous()
+            for t in torch.broadcast_tensors(*(t.detach().to(dtype) for t in tensors))
+        ]
+        outputs = [torch.empty_like(inputs[0]) for _ in range(num_outputs)]
+        function = _loop(code, name, dtype, len(inputs), len(numbers), num_outputs)
+        pointers = [ctypes.c_void_p(t.data_ptr()) for t in (*inputs, *outputs)]
+        values = [ctypes.c_double(v) for v in {**numbers, **given}.values()]
+        function(ctypes.c_int64(inputs[0].numel()), *pointers, *values)
+        return outputs[0] if num_outputs == 1 else tuple(outputs)
+
+    return call
+
+
+@cache
+def _loop(
+    code: str, name: str, dtype: torch.dtype, inputs: int, numbers: int, outputs: int
+) -> Callable[..., Any]:
+    """Compile a loop over the elements; numbers are contracted as a GPU does it."""
+    kind = {torch.float32: "float", torch.float64: "double"}[dtype]
+    arrays = [f"{kind}* p{i}" for i in range(inputs + outputs)]
+    values = [f"double n{i}" for i in range(numbers)]
+    taken = [f"p{i}[i]" for i in range(inputs)] + [f"n{i}" for i in range(numbers)]
+    given = [f"p{i}[i]" for i in range(inputs, inputs + outputs)]
+    text = f"""
+        #include <cmath>
+        #undef NAN
+        #undef INFINITY
+        #define NAN __builtin_nanf("")
+        #define INFINITY __builtin_inff()
+        {code}
+        extern "C" void loop(long long size, {", ".join(arrays + values)}) {{
+            for (long long i = 0; i < size; i++) {name}<{kind}>({", ".join(taken + given)});
+        }}
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder, "loop.cpp"), Path(folder, "loop.so")
+        source.write_text(text, encoding="utf-8")
+        options = "-O1", "-ffp-contract=fast", "-march=native", "-shared", "-fPIC"
+        subprocess.run([COMPILER, *options, source, "-o", library], check=True)
+        function: Callable[..., Any] = ctypes.CDLL(str(library)).loop
+    return function

@@ -1,0 +1,113 @@
+"""What PyTorch does on CUDA: kernels of its jiterator. On the CPU a compiler stands in for that."""
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+from backends import Backend
+from compare import Case, check_value, some_cases
+from modes import MODES
+from reference import LOSSES
+
+import array_api_losses as xpl
+
+pytestmark = pytest.mark.library("torch")
+
+
+@pytest.fixture
+def launched(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What kernels are launched for."""
+    from array_api_losses._engines import jiterator
+
+    names: list[str] = []
+    run = jiterator._run
+
+    def noted(made: Any, *args: Any) -> Any:
+        names.append(made.__name__)
+        return run(made, *args)
+
+    monkeypatch.setattr(jiterator, "_run", noted)
+    with nullcontext() if backend.has("accelerator") else MODES["torch:kernels"].around():
+        yield names
+
+
+def _elementwise(dtype: str) -> list[Case]:
+    return [case for case in some_cases(dtype) if not LOSSES[case.loss].rowwise]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+def test_one_kernel_for_the_losses_and_one_for_all_gradients(
+    backend: Backend, launched: list[str], dtype: str
+) -> None:
+    cases = _elementwise(dtype)
+    assert {case.reduction for case in cases} == {"none", "sum", "mean"}
+    for case in cases:
+        arrays = case.arrays(backend)
+        launched.clear()
+        for name in case.differentiable:
+            arrays[name].requires_grad_()
+        value = case.function(**arrays, **case.keywords)
+        assert launched == ["_losses"]
+        value.sum().backward()
+        in_average = case.reduction == "mean" and "weight" in case.differentiable
+        assert launched[1:] == ["_losses"] * in_average + ["_gradients"]
+
+
+def _wide_label(torch: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    return x, y.to(torch.float64)
+
+
+def _negated_lazily(torch: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    return torch.complex(x, -x).conj().imag, y
+
+
+def _subclass(torch: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    class Mine(torch.Tensor):
+        pass
+
+    return x.as_subclass(Mine), y
+
+
+@pytest.mark.parametrize("changed", [_wide_label, _negated_lazily, _subclass])
+def test_what_a_kernel_cannot_see_takes_the_plain_path(
+    backend: Backend, launched: list[str], changed: Callable[..., tuple[Any, Any]]
+) -> None:
+    for case in _elementwise("float32"):
+        arrays = case.arrays(backend)
+        name = LOSSES[case.loss].inputs[0]
+        arrays[name], arrays["label"] = changed(backend.module, arrays[name], arrays["label"])
+        value = case.function(**arrays, **case.keywords)
+        assert not launched
+        if changed is not _subclass:
+            check_value(backend, case, lambda value=value, **_: value)
+
+
+def test_where_nothing_can_be_compiled(
+    backend: Backend, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from array_api_losses._engines import jiterator
+
+    def refuse(*_: Any, **__: Any) -> None:
+        msg = "no compiler"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr(jiterator, "compiled", refuse)
+    jiterator._works.cache_clear()
+    try:
+        for case in _elementwise("float32"):
+            check_value(backend, case)
+        assert not launched
+    finally:
+        jiterator._works.cache_clear()
+
+
+def test_labels_are_not_read(backend: Backend, launched: list[str]) -> None:
+    x = backend.asarray([0.5, 0.25], "float32").requires_grad_()
+    for wrong in (0, 2, float("nan")):
+        y = backend.asarray([1, wrong], "float32")
+        value = xpl.hinge_embedding_loss(x, y, reduction="none")
+        assert value.isnan().tolist() == [False, True]
+        (gradient,) = backend.module.autograd.grad(value.sum(), x)
+        assert gradient.isnan().tolist() == [False, True]
+    assert launched
