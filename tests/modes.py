@@ -128,12 +128,12 @@ def _torch_kernels() -> Iterator[None]:
     """Run on the CPU what CUDA runs: kernels of the jiterator, and labels unread."""
     import standin
 
-    from array_api_losses._engines import jiterator
+    from array_api_losses._engines import jiterator, program
     from array_api_losses._engines import torch as engine
 
     with ExitStack() as stack:
         stack.enter_context(_torch_plain())
-        stack.enter_context(mock.patch.object(jiterator, "compiled", standin.compiled))
+        stack.enter_context(mock.patch.object(program, "compiled", standin.compiled))
         stack.enter_context(mock.patch.object(jiterator.Jiterator, "devices", {"cpu"}))
         stack.enter_context(mock.patch.object(engine.Torch, "readable", _never))
         for made in (jiterator._losses, jiterator._gradients, jiterator._works):

@@ -62,6 +62,8 @@ def _loop(
         #undef INFINITY
         #define NAN __builtin_nanf("")
         #define INFINITY __builtin_inff()
+        static float __fmul_rn(float a, float b) {{ volatile float c = a * b; return c; }}
+        static double __dmul_rn(double a, double b) {{ volatile double c = a * b; return c; }}
         {code}
         extern "C" void loop(long long size, {", ".join(arrays + values)}) {{
             for (long long i = 0; i < size; i++) {name}<{kind}>({", ".join(taken + given)});
@@ -70,7 +72,7 @@ def _loop(
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder, "loop.cpp"), Path(folder, "loop.so")
         source.write_text(text, encoding="utf-8")
-        options = "-O1", "-ffp-contract=fast", "-march=native", "-shared", "-fPIC"
+        options = "-O2", "-ffp-contract=fast", "-march=native", "-shared", "-fPIC"
         subprocess.run([COMPILER, *options, source, "-o", library], check=True)
         function: Callable[..., Any] = ctypes.CDLL(str(library)).loop
     return function

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from backends import Backend
-from compare import Case, check_value, some_cases
+from compare import Case, check_value, fixed_cases, some_cases
 from modes import MODES
 from reference import LOSSES
 
@@ -17,15 +17,19 @@ pytestmark = pytest.mark.library("torch")
 
 @pytest.fixture
 def launched(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """What kernels are launched for."""
+    """What runs by kernels, and how many there are."""
     from array_api_losses._engines import jiterator
 
     names: list[str] = []
     run = jiterator._run
 
-    def noted(made: Any, *args: Any) -> Any:
-        names.append(made.__name__)
-        return run(made, *args)
+    def noted(made: Any, kind: Any, *arguments: Any) -> Any:
+        def made_now(*key: Any) -> Any:
+            program = made(*key)
+            names.append(f"{made.__name__} {len(program._steps)}")
+            return program
+
+        return run(made_now, kind, *arguments)
 
     monkeypatch.setattr(jiterator, "_run", noted)
     with nullcontext() if backend.has("accelerator") else MODES["torch:kernels"].around():
@@ -48,10 +52,26 @@ def test_one_kernel_for_the_losses_and_one_for_all_gradients(
         for name in case.differentiable:
             arrays[name].requires_grad_()
         value = case.function(**arrays, **case.keywords)
-        assert launched == ["_losses"]
+        assert launched == ["_losses 1"]
         value.sum().backward()
         in_average = case.reduction == "mean" and "weight" in case.differentiable
-        assert launched[1:] == ["_losses"] * in_average + ["_gradients"]
+        assert launched[1:] == ["_losses 1"] * in_average + ["_gradients 1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "losses", "gradients"),
+    [("cosine_embedding_loss", 7, 8), ("triplet_margin_loss", 7, 8)],
+)
+def test_few_kernels_for_rows(
+    backend: Backend, launched: list[str], name: str, losses: int, gradients: int
+) -> None:
+    """Sums along rows are kernels too; and a mean is two more."""
+    case = next(c for c in fixed_cases(loss=name) if c.weight is None)
+    arrays = {k: v for k, v in case.arrays(backend).items() if k != "margin"}
+    for argument in LOSSES[name].inputs:
+        arrays[argument].requires_grad_()
+    case.function(**arrays).backward()
+    assert launched == [f"_losses {losses}", f"_gradients {gradients}"]
 
 
 def _wide_label(torch: Any, x: Any, y: Any) -> tuple[Any, Any]:
@@ -86,13 +106,13 @@ def test_what_a_kernel_cannot_see_takes_the_plain_path(
 def test_where_nothing_can_be_compiled(
     backend: Backend, launched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from array_api_losses._engines import jiterator
+    from array_api_losses._engines import jiterator, program
 
     def refuse(*_: Any, **__: Any) -> None:
         msg = "no compiler"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr(jiterator, "compiled", refuse)
+    monkeypatch.setattr(program, "compiled", refuse)
     jiterator._works.cache_clear()
     try:
         for case in _elementwise("float32"):

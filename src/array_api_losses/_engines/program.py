@@ -1,0 +1,253 @@
+"""Programs of few kernels, noted while the pipeline runs on stand-ins for tensors.
+
+What is done to a stand-in is an expression in C++. All expressions that need no sum along rows in
+between become one function, which PyTorch's jiterator compiles and calls for every entry, or for
+every row; sums and maxima along rows are PyTorch's own.
+"""
+
+import math
+from collections.abc import Callable, Container, Sequence
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.cuda.jiterator import _create_multi_output_jit_fn as compiled
+
+from array_api_losses._engines.fused import identifier
+
+MOST = 8
+"""So many tensors can a function take, and give back."""
+
+
+class Node:
+    """Stands in for a number, or a truth value as 0 or 1, of each entry; or of each row."""
+
+    dtype = "T"  # in C++
+    ndim = 1
+    shape = (1,)
+
+    def __init__(
+        self,
+        form: str = "",
+        operands: tuple[Any, ...] = (),
+        *,
+        entries: bool = False,
+        reduction: Callable[..., Any] | None = None,
+        number: bool = False,
+    ) -> None:
+        self.form, self.operands, self.reduction, self.number = form, operands, reduction, number
+        self.nodes: list[Node] = [o for o in operands if isinstance(o, Node)]
+        own_rows = reduction is None and any(n.entries for n in self.nodes)
+        self.entries: bool = entries or own_rows
+        # After how many reductions, one upon another, it can be computed.
+        self.stage: int = max([n.stage for n in self.nodes], default=0) + (reduction is not None)
+        self.given = not operands or reduction is not None  # and not computed by a function
+
+    def then(self, form: str, *others: Any) -> "Node":
+        """Return what an expression makes of this and others."""
+        return Node(form, (self, *others))
+
+    def reduced(self, function: Callable[..., Any], **options: Any) -> "Node":
+        """Return a reduction along the rows."""
+        return Node(operands=(self,), reduction=partial(function, **options))
+
+    def __getitem__(self, _: Any) -> "Node":
+        return Node("{0}", (self,), entries=True)  # a number of each row, in each entry
+
+
+# A product is rounded. Else it might be so in the one and not in the other of two that are added,
+# and vectors that are equal would not be.
+_PRODUCT = (
+    "sizeof(T) == 4 ? T(__fmul_rn(float({0}), float({1}))) : T(__dmul_rn(double({0}), double({1})))"
+)
+
+for _method, _form in {
+    "__add__": "{0} + {1}",
+    "__radd__": "{1} + {0}",
+    "__sub__": "{0} - {1}",
+    "__rsub__": "{1} - {0}",
+    "__mul__": _PRODUCT,
+    "__rmul__": _PRODUCT,
+    "__truediv__": "{0} / {1}",
+    "__rtruediv__": "{1} / {0}",
+    "__pow__": "pow({0}, {1})",
+    "__neg__": "-{0}",
+    "__eq__": "{0} == {1}",
+    "__lt__": "{0} < {1}",
+    "__le__": "{0} <= {1}",
+    "__gt__": "{0} > {1}",
+    "__ge__": "{0} >= {1}",
+    "__and__": "{0} && {1}",
+    "__invert__": "!{0}",
+}.items():
+    setattr(Node, _method, lambda self, *others, form=_form: self.then(form, *others))
+
+
+def _expression(form: str) -> Callable[..., Node]:
+    return lambda first, *others: first.then(form, *others)
+
+
+_ABS = "{0} < T(0) ? -{0} : {0}"
+
+
+def _max(values: Node, axis: int) -> Node:
+    if values.form == _ABS:  # which PyTorch takes the maximum of in one go
+        return values.nodes[0].reduced(torch.linalg.vector_norm, ord=math.inf, dim=axis)
+    return values.reduced(torch.amax, dim=axis)
+
+
+TRACED: Any = SimpleNamespace(
+    __name__=__name__,
+    abs=_expression(_ABS),
+    astype=lambda values, _: values,
+    isfinite=_expression("{0} > -T(INFINITY) && {0} < T(INFINITY)"),
+    isinf=_expression("{0} == T(INFINITY) || {0} == -T(INFINITY)"),
+    max=_max,
+    maximum=_expression("{0} > {1} || {0} != {0} ? {0} : {1}"),  # NaN is kept, on either side
+    minimum=_expression("{0} < {1} || {0} != {0} ? {0} : {1}"),
+    sign=_expression("{0} > T(0) ? T(1) : {0} < T(0) ? T(-1) : {0}"),
+    sqrt=_expression("sqrt({0})"),
+    sum=lambda values, axis: values.reduced(torch.sum, dim=axis),
+    where=_expression("{0} ? {1} : {2}"),
+    zeros_like=_expression("T(0)"),
+)
+"""What the pipeline may call; all numbers have the same dtype."""
+
+
+class Program:
+    """What computes the results of a pipeline from its arguments, step by step."""
+
+    def __init__(self, name: str, arguments: Sequence[Any], results: Sequence[Node]) -> None:
+        self._name, self._count = identifier(name), len(arguments)
+        # Where nodes lie among all values, of which the arguments are the first.
+        self._places = {a: i for i, a in enumerate(arguments) if isinstance(a, Node)}
+        self._steps: list[tuple[Callable[..., Any], list[int], list[int]]] = []
+        results = [result.then("{0}") for result in results]  # so that none is an argument
+        order = _order(results)
+        self._kept = dict.fromkeys(results)  # what functions leave behind
+        for node in order:
+            self._kept |= dict.fromkeys(o for o in node.nodes if self._is_left_for(node, o))
+        for stage in range(1 + max(node.stage for node in order)):
+            self._add_stage([node for node in order if node.stage == stage])
+        self._results = [self._places[result] for result in results]
+        last = {place: i for i, step in enumerate(self._steps) for place in step[1]}
+        for place in (*range(self._count), *self._results):
+            last.pop(place, None)
+        self._dead = [[p for p in last if last[p] == i] for i in range(len(self._steps))]
+
+    def __call__(self, arguments: Sequence[Any]) -> list[Any]:
+        """Return the results for these arguments."""
+        known = [*arguments, *[None] * len(self._places)]
+        for (function, sources, targets), dead in zip(self._steps, self._dead, strict=True):
+            for place, value in zip(targets, function(*[known[i] for i in sources]), strict=True):
+                known[place] = value
+            for place in dead:  # nobody needs it any more
+                known[place] = None
+        return [known[i] for i in self._results]
+
+    def _is_left_for(self, node: Node, operand: Node) -> bool:
+        """Whether an operand is to be computed before the function that uses it."""
+        if operand.given:
+            return False
+        if node.entries and not operand.entries:  # of one tensor, it is as well computed there
+            return len(_tensors(_sources([operand], self._kept))) > 1
+        return node.reduction is not None
+
+    def _add_stage(self, nodes: list[Node]) -> None:
+        """Add the reductions of what there is, then functions of rows, then of entries."""
+        for node in nodes:
+            if node.reduction:
+                self._add(_in_list(node.reduction), node.nodes, [node])
+        for entries in (False, True):
+            outputs = [n for n in nodes if n in self._kept and n.entries == entries]
+            if outputs:
+                self._add_function(outputs)
+
+    def _add_function(self, outputs: list[Node]) -> None:
+        """Add the function that computes some nodes; or several, if one would take too many."""
+        earlier = {node for node in self._kept if node in self._places}
+        inputs = _sources(outputs, earlier)
+        if len(_tensors(inputs)) > MOST or len(outputs) > MOST:
+            first, rest = outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :]
+            if not first:
+                first = [_largest_part(outputs[0], earlier)]
+                self._kept[first[0]] = None
+            self._add_function(first)
+            self._add_function(rest)
+            return
+        names = {node: f"a{i}" for i, node in enumerate(inputs)}
+        body = [_line(node, names) for node in _order(outputs, earlier) if node not in names]
+        body += [f"out{i} = {names[output]};" for i, output in enumerate(outputs)]
+        tensors, numbers = _tensors(inputs), [node for node in inputs if node.number]
+        parameters = [f"T {names[node]}" for node in (*tensors, *numbers)]
+        parameters += [f"T& out{i}" for i in range(len(outputs))]
+        head = f"template <typename T> void {self._name}({', '.join(parameters)})"
+        code, zeros = f"{head} {{ {' '.join(body)} }}", {names[node]: 0.0 for node in numbers}
+        kernel = compiled(code, len(outputs), **zeros)
+        columns = [outputs[0].entries and not node.entries for node in tensors]
+        self._add(partial(_launch, kernel, columns, [*zeros]), [*tensors, *numbers], outputs)
+
+    def _add(self, function: Callable[..., Any], inputs: list[Node], outputs: list[Node]) -> None:
+        sources = [self._places[node] for node in inputs]
+        targets = [self._count + len(self._places) + i for i in range(len(outputs))]
+        self._places |= dict(zip(outputs, targets, strict=True))
+        self._steps.append((function, sources, targets))
+
+
+def _order(nodes: Sequence[Node], ends: Container[Node] | None = None) -> list[Node]:
+    """Return nodes behind all that they are made of; if there are ends, from these on."""
+    order: dict[Node, None] = {}
+
+    def follow(node: Node) -> None:
+        if node not in order:
+            if ends is None or not (node.given or node in ends):
+                for operand in node.nodes:
+                    follow(operand)
+            order[node] = None
+
+    for node in nodes:
+        follow(node)
+    return [*order]
+
+
+def _sources(nodes: Sequence[Node], ends: Container[Node]) -> list[Node]:
+    """Return what a function takes that computes some nodes from given ones and from ends."""
+    return [node for node in _order(nodes, ends) if node.given or node in ends]
+
+
+def _tensors(nodes: Sequence[Node]) -> list[Node]:
+    return [node for node in nodes if not node.number]
+
+
+def _largest_part(node: Node, ends: Container[Node]) -> Node:
+    """Return the part of a node that takes the most tensors that a function can take."""
+    parts = [p for p in _order([node], ends) if not (p is node or p.given or p in ends)]
+    taken = {part: len(_tensors(_sources([part], ends))) for part in parts}
+    return max((part for part in parts if taken[part] <= MOST), key=taken.__getitem__)
+
+
+def _line(node: Node, names: dict[Node, str]) -> str:
+    texts = [names[o] if isinstance(o, Node) else _literal(o) for o in node.operands]
+    names[node] = f"v{len(names)}"
+    return f"const T {names[node]} = {node.form.format(*texts)};"
+
+
+def _literal(value: float) -> str:
+    if math.isnan(value):
+        return "T(NAN)"
+    return f"T({value})" if math.isfinite(value) else f"T({'-' if value < 0 else ''}INFINITY)"
+
+
+def _launch(kernel: Any, rows: list[bool], names: list[str], *values: Any) -> Sequence[Any]:
+    """Call a kernel with tensors and numbers; numbers of rows stand in a column of their own."""
+    tensors = [
+        value[..., None] if row and value.ndim else value
+        for row, value in zip(rows, values, strict=False)
+    ]
+    found = kernel(*tensors, **dict(zip(names, values[len(rows) :], strict=True)))
+    return (found,) if isinstance(found, torch.Tensor) else found
+
+
+def _in_list(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda value: [function(value)]
