@@ -1,4 +1,4 @@
-"""Time hinge embedding on a CUDA device, as ratios of one run; needs CuPy, and PyTorch for CUDA.
+"""Time the losses on a CUDA device, as ratios of one run; needs CuPy, and PyTorch for CUDA.
 
     python benchmarks/gpu.py
 
@@ -7,23 +7,35 @@ rounds. A copy on the device says what its memory allows.
 """
 
 import argparse
+import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import cupy
-import numpy as np
 import torch
-from contestants import HINGE, Job, _backward, _held, _hinge, _ours, _own
-
-import array_api_losses as xpl
+from contestants import (
+    CONTESTANTS,
+    HINGE,
+    LOSSES,
+    Job,
+    _arrays,
+    _backward,
+    _held,
+    _hinge,
+    _ours,
+    _own,
+)
 
 LARGE, SMALL = 100_000_000, 1_000
 ROUNDS = 11
 
-# What is promised: who, with gradient or not, elements, against whom, how many times faster.
+# What is promised of hinge embedding: who, with gradient or not, elements, against whom, how many
+# times faster.
 BARS = [
     ("torch", True, LARGE, "torch own", 2),
     ("torch, jit", True, LARGE, "torch own, compiled", 1),
@@ -52,17 +64,15 @@ def _seconds(run: Run, repeats: int, device: str) -> float:
     return cupy.cuda.get_elapsed_time(*events) / 1e3 / repeats
 
 
-def contestants(size: int, *, gradient: bool, device: str) -> dict[str, Run]:
+def contestants(job: Job, device: str) -> dict[str, Run]:
     """Return what is timed: each a function of nothing that leaves its result on the device."""
-    job = Job(size, "float32", "float32", gradient, HINGE)
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal(size, dtype=np.float32)
-    y = np.where(rng.random(size, dtype=np.float32) < 0.5, np.float32(1), np.float32(-1))
-    on_cupy = cupy.asarray(x), cupy.asarray(y)
-    on_torch = [torch.from_numpy(array).to(device) for array in (x, y)]
+    arrays = _arrays(CONTESTANTS["numpy"], job)
+    on_cupy = [cupy.asarray(array) for array in arrays]
+    on_torch = [torch.from_numpy(array).to(device) for array in arrays]
     other = cupy.empty_like(on_cupy[0])
+    torch.compiler.reset()  # which gives up on a function after some kinds of call
     compiled = torch.compile(_own("torch")(job))
-    jitted = xpl.jit(xpl.hinge_embedding_loss)
+    jitted = _ours(replace(job, gradient=False), jit=True)
     runs = {
         "copy": partial(cupy.copyto, other, on_cupy[0]),
         "cupy": partial(_ours(job), *on_cupy),
@@ -71,7 +81,7 @@ def contestants(size: int, *, gradient: bool, device: str) -> dict[str, Run]:
         "torch, jit": partial(_backward(lambda _: jitted)(job), *on_torch),
         "torch own, compiled": partial(_backward(lambda _: compiled)(job), *on_torch),
     }
-    if not gradient:
+    if job.loss == HINGE and not job.gradient:
         runs["cupy expression"] = partial(_hinge, *on_cupy, 1.0, cupy)
     return runs
 
@@ -93,18 +103,23 @@ def _times_faster(times: dict[str, list[float]], name: str, peer: str) -> float:
     return statistics.median(p / t for p, t in zip(times[peer], times[name], strict=True))
 
 
-def report(times: dict[str, list[float]], size: int, *, gradient: bool) -> None:
+def report(times: dict[str, list[float]], job: Job) -> None:
     """Print the times of one job, and what was promised of them."""
-    print(f"\n{size:,} float32, {'value and gradient' if gradient else 'value'}")
+    shape = (f"{n:,}" for n in (job.size, *LOSSES[job.loss].row))
+    what = "value and gradient" if job.gradient else "value"
+    print(f"\n{job.loss}, {' x '.join(shape)} float32, {what}")
     for name, own in times.items():
         print(f"  {name:<22} {statistics.median(own) * 1e6:12,.1f} us")
-    if not gradient:
+    print(f"  torch: {_times_faster(times, 'torch', 'torch own'):.2f} x torch own")
+    if job.loss != HINGE:
+        return
+    if not job.gradient:
         # The mean reads two arrays; a copy reads one and writes one.
         share = _times_faster(times, "cupy", "copy")
         print(f"  cupy: {share:.2f} of the bandwidth of a copy (at {LARGE:,}: {COPY_BAR})")
         print(f"  cupy: {_times_faster(times, 'cupy', 'cupy expression'):.2f} x the expression")
     for name, with_gradient, elements, peer, bar in BARS:
-        if (with_gradient, elements) == (gradient, size):
+        if (with_gradient, elements) == (job.gradient, job.size):
             print(f"  {name}: {_times_faster(times, name, peer):.2f} x {peer} (bar {bar})")
 
 
@@ -118,10 +133,10 @@ def main() -> None:
         print(torch.cuda.get_device_name(), "CuPy", cupy.__version__, "PyTorch", torch.__version__)
         stream = torch.cuda.current_stream()
         cupy.cuda.ExternalStream(stream.cuda_stream).use()  # of which the events tell
-    for size in options.sizes:
-        for gradient in (False, True):
-            runs = contestants(size, gradient=gradient, device=options.device)
-            report(measure(runs, options.device), size, gradient=gradient)
+    for name, size, gradient in product(LOSSES, options.sizes, (False, True)):
+        rows = math.ceil(size / math.prod(LOSSES[name].row))
+        job = Job(rows, "float32", "float32", gradient, name)
+        report(measure(contestants(job, options.device), options.device), job)
     held = _held(_ours(Job(1, "float32", "float32", gradient=False)), options.device)
     print(f"\nHeld by PyTorch between forward and backward, beside the arguments: {held} bytes")
 
