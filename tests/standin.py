@@ -57,11 +57,12 @@ def _loop(
     taken = [f"p{i}[i]" for i in range(inputs)] + [f"n{i}" for i in range(numbers)]
     given = [f"p{i}[i]" for i in range(inputs, inputs + outputs)]
     text = f"""
-        #include <cmath>
-        #undef NAN
-        #undef INFINITY
         #define NAN __builtin_nanf("")
         #define INFINITY __builtin_inff()
+        static float sqrt(float a) {{ return __builtin_sqrtf(a); }}
+        static double sqrt(double a) {{ return __builtin_sqrt(a); }}
+        static float pow(float a, float b) {{ return __builtin_powf(a, b); }}
+        static double pow(double a, double b) {{ return __builtin_pow(a, b); }}
         static float __fmul_rn(float a, float b) {{ volatile float c = a * b; return c; }}
         static double __dmul_rn(double a, double b) {{ volatile double c = a * b; return c; }}
         {code}

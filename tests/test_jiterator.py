@@ -1,5 +1,6 @@
 """What PyTorch does on CUDA: kernels of its jiterator. On the CPU a compiler stands in for that."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -72,6 +73,24 @@ def test_few_kernels_for_rows(
         arrays[argument].requires_grad_()
     case.function(**arrays).backward()
     assert launched == [f"_losses {losses}", f"_gradients {gradients}"]
+
+
+def test_programs_of_many_arguments_and_results(backend: Backend, launched: list[str]) -> None:
+    """More than a function can take or give: then there are several."""
+    from array_api_losses._engines.jiterator import TENSOR, _program
+    from array_api_losses._engines.program import TRACED
+
+    def pipeline(*rows: Any) -> list[Any]:
+        products = [a * b for a, b in itertools.pairwise(rows)]
+        return [*products, sum(products), TRACED.max(sum(products[1:], products[0]), axis=-1)]
+
+    torch, generator = backend.module, backend.np.random.default_rng(5)
+    rows = [backend.asarray(generator.integers(-9, 9, (4, 3)) / 2) for _ in range(12)]
+    *products, total, largest = _program("many", pipeline, (TENSOR,) * 12, range(12))(rows)
+    for product, (a, b) in zip(products, itertools.pairwise(rows), strict=True):
+        assert torch.equal(product, a * b)
+    assert torch.equal(total, sum(products))
+    assert torch.equal(largest, total.amax(-1))
 
 
 def _wide_label(torch: Any, x: Any, y: Any) -> tuple[Any, Any]:
