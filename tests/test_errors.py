@@ -485,10 +485,10 @@ BAD_OF_OTHERS: dict[str, dict[str, tuple[Make, type[Exception], str]]] = {
             TypeError,
             "`p` is {array}; a finite real number is needed.",
         ),
-        "epsilon is infinite": (
-            _triplets(epsilon=lambda b: float("inf")),
+        "epsilon is beyond float32": (
+            _triplets(epsilon=lambda b: 1e39),
             ValueError,
-            "`epsilon` is inf; a finite number is needed.",
+            "`epsilon` is 1e+39; it must be between -1e+38 and 1e+38.",
         ),
         "swap is a number": (
             _triplets(swap=lambda b: 1),

@@ -31,6 +31,8 @@ from array_api_losses._primitives import length, length_and_slope, steep, zeros
 
 _KNOWN: dict[tuple[float, float, bool], Loss] = {}
 _MOST_KNOWN = 256
+_EPSILONS = -1e38, 1e38
+"""What float32 can hold, in which half precision is computed with too."""
 
 
 def _value(
@@ -78,7 +80,7 @@ def _slopes(
 
 def _loss(name: str, p: float, epsilon: float, swap: bool) -> Loss:
     """Return the loss of these distances, the same one each time."""
-    check_number(name, "epsilon", epsilon)
+    check_number(name, "epsilon", epsilon, _EPSILONS)
     check_flag(name, "swap", swap)
     if not (is_real(p) and p == math.inf):
         check_number(name, "p", p, (1, math.inf))
@@ -139,7 +141,7 @@ def triplet_margin_loss(
     p : float, default 2.0
         The norm: at least 1, and ``math.inf`` for the largest absolute value.
     epsilon : float, default 1e-6
-        Added to each difference: a finite number.
+        Added to each difference: a number between -1e38 and 1e38.
     swap : bool, default False
         Whether ``d(positive, negative)`` takes the place of ``d(input, negative)`` where it is
         smaller.
@@ -166,7 +168,7 @@ def triplet_margin_loss(
         is not allowed; if `p` or `epsilon` is no number or `swap` no bool.
     ValueError
         If shapes, devices, `reduction` or `margin` do not fit, if `p` is less than 1, or `epsilon`
-        not finite.
+        out of its range.
 
     Notes
     -----
@@ -213,7 +215,7 @@ class TripletMarginLoss(LossInstance):
     p : float, default 2.0
         The norm: at least 1, and ``math.inf`` for the largest absolute value.
     epsilon : float, default 1e-6
-        Added to each difference.
+        As in the function.
     swap : bool, default False
         As in the function.
     reduction : {"mean", "sum", "none"}, default "mean"
@@ -226,7 +228,7 @@ class TripletMarginLoss(LossInstance):
     TypeError
         If `margin`, `p` or `epsilon` is not a number, or `swap` no bool.
     ValueError
-        If `margin` or `epsilon` is not finite, `p` is less than 1, or `reduction` is none of the
+        If `margin` is not finite, `p` or `epsilon` out of its range, or `reduction` none of the
         three.
 
     Notes
