@@ -50,7 +50,7 @@ def compiled(code: str, num_outputs: int, **numbers: float) -> Callable[..., Any
 def _loop(
     code: str, name: str, dtype: torch.dtype, inputs: int, numbers: int, outputs: int
 ) -> Callable[..., Any]:
-    """Compile a loop over the elements; numbers are contracted as a GPU does it."""
+    """Compile a loop over the elements; products and sums are contracted as on a GPU."""
     kind = {torch.float32: "float", torch.float64: "double"}[dtype]
     arrays = [f"{kind}* p{i}" for i in range(inputs + outputs)]
     values = [f"double n{i}" for i in range(numbers)]

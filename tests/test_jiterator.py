@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
+from unittest import mock
 
 import pytest
 from backends import Backend
@@ -97,6 +98,10 @@ def _wide_label(torch: Any, x: Any, y: Any) -> tuple[Any, Any]:
     return x, y.to(torch.float64)
 
 
+def _label_of_eight_bits(torch: Any, x: Any, y: Any) -> tuple[Any, Any]:
+    return x, y.to(torch.float8_e5m2)
+
+
 def _negated_lazily(torch: Any, x: Any, y: Any) -> tuple[Any, Any]:
     return torch.complex(x, -x).conj().imag, y
 
@@ -108,7 +113,7 @@ def _subclass(torch: Any, x: Any, y: Any) -> tuple[Any, Any]:
     return x.as_subclass(Mine), y
 
 
-@pytest.mark.parametrize("changed", [_wide_label, _negated_lazily, _subclass])
+@pytest.mark.parametrize("changed", [_wide_label, _label_of_eight_bits, _negated_lazily, _subclass])
 def test_what_a_kernel_cannot_see_takes_the_plain_path(
     backend: Backend, launched: list[str], changed: Callable[..., tuple[Any, Any]]
 ) -> None:
@@ -139,6 +144,32 @@ def test_where_nothing_can_be_compiled(
         assert not launched
     finally:
         jiterator._works.cache_clear()
+
+
+def test_no_memory_is_no_lack_of_a_compiler(
+    backend: Backend, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from array_api_losses._engines import jiterator, program
+
+    torch = backend.module
+    x, y = backend.asarray([0.5, 0.25], "float32"), backend.asarray([1, -1], "int8")
+    jiterator._works.cache_clear()
+    with monkeypatch.context() as within, pytest.raises(torch.OutOfMemoryError):
+        within.setattr(program, "compiled", mock.Mock(side_effect=torch.OutOfMemoryError))
+        xpl.hinge_embedding_loss(x, y)
+    xpl.hinge_embedding_loss(x, y)
+    assert launched == ["_losses 1"]
+
+
+def test_a_mean_of_halves_is_not_rounded_for_the_gradient(
+    backend: Backend, launched: list[str]
+) -> None:
+    """Of one element the gradient in its weight is 0."""
+    x, other, w = (backend.asarray([v], "float16") for v in (37760.0, 1.5, 0.25))
+    gradient = xpl.value_and_grad(xpl.margin_ranking_loss, "weight")
+    _, slope = gradient(x, other, backend.asarray([-1], "int8"), weight=w)
+    assert slope.tolist() == [0]
+    assert launched
 
 
 def test_labels_are_not_read(backend: Backend, launched: list[str]) -> None:

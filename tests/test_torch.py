@@ -230,6 +230,17 @@ def test_saved_tensors_are_the_arguments(backend: Backend, arguments: dict[str, 
     assert {t.data_ptr() for t in saved} <= own
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_saved_tensors_are_read_once(backend: Backend, dtype: str) -> None:
+    """Checkpoints refuse a second time."""
+    from torch.utils.checkpoint import checkpoint
+
+    x = backend.asarray([1.5, 0.25], dtype).requires_grad_()
+    y = backend.asarray([1, -1], "int64")
+    checkpoint(lambda x: loss(x, y, reduction="sum"), x, use_reentrant=False).backward()
+    assert x.grad.tolist() == [1, -1]
+
+
 def test_tensors_that_numpy_cannot_share(backend: Backend) -> None:
     """A lazily negated tensor, a subclass: the same results without NumPy."""
     torch = backend.module

@@ -30,10 +30,15 @@ class Fused(Plain):
         label = len(call.loss.inputs)
         if call.loss.label is not None and wanted[label]:  # it has no gradient
             wanted = (*wanted[:label], False, *wanted[label + 1 :])
-        averages = call.reduction == "mean" and wanted[-1]
-        value = self.run(call) if averages or cotangent is None else None
         seed = _loss.seed_of(self.xp, call, cotangent, self.weights(call))
-        mean = value if averages else None
+        value = mean = None
+        dtype = call.operands[0].dtype
+        if call.reduction == "mean" and wanted[-1]:
+            wide = _loss.accumulator(self.xp, dtype)  # in which it meets the losses
+            mean = _loss.finished(self.xp, *self.folded(call), wide)
+            value = _loss.cast(self.xp, mean, dtype)
+        elif cotangent is None:
+            value = self.run(call)
         found = iter(self.by_element(call, wanted, seed, mean) if any(wanted) else ())
         gradients = tuple(
             _loss.summed_to(self.xp, next(found), argument.shape, argument.dtype) if want else None

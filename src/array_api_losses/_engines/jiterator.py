@@ -5,7 +5,7 @@ device: labels are not read, so the loss of a wrong one is NaN.
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -15,6 +15,17 @@ from array_api_losses import _loss
 from array_api_losses._engines.fused import Fused
 from array_api_losses._engines.program import TRACED, Node, Program
 from array_api_losses._loss import Array, Call, Loss
+
+MOST_PROGRAMS = 256
+"""So many are kept of each kind: norms and the like are constants in them."""
+
+_HALVES = frozenset({torch.float16, torch.bfloat16})
+_INTEGERS = frozenset({torch.bool, torch.int8, torch.int16, torch.int32, torch.int64})
+WITHIN = {
+    torch.float32: _HALVES | _INTEGERS | {torch.float32},
+    torch.float64: _HALVES | _INTEGERS | {torch.float32, torch.float64},
+}
+"""What the jiterator knows and promotes to a dtype."""
 
 TENSOR, NUMBER = "tensor", "number"
 """What an argument is; if neither, it is known when the program is made."""
@@ -43,7 +54,7 @@ def _call(loss: Loss, arguments: tuple[Any, ...]) -> Call:
     return Call(loss, arguments[:-1], arguments[-1], "none", None)
 
 
-@cache
+@lru_cache(MOST_PROGRAMS)
 def _losses(loss: Loss, given: tuple[Any, ...]) -> Program:
     def losses(*arguments: Any) -> list[Node]:
         return [_loss.terms_of(TRACED, _loss.prepared(TRACED, _call(loss, arguments)))]
@@ -51,7 +62,7 @@ def _losses(loss: Loss, given: tuple[Any, ...]) -> Program:
     return _program(loss.name, losses, given, _entries(loss))
 
 
-@cache
+@lru_cache(MOST_PROGRAMS)
 def _gradients(loss: Loss, wanted: tuple[bool, ...], given: tuple[Any, ...]) -> Program:
     def gradients(factor: Any, divisor: Any, mean: Any, *arguments: Any) -> list[Node | None]:
         call = _call(loss, arguments)
@@ -85,8 +96,14 @@ class Jiterator(Fused):
     """The types of devices that the jiterator knows; ROCm goes by this name too."""
 
     def run(self, call: Call) -> Array:
+        return _loss.reduced(xp, call, self._terms(call), call.operands[0].dtype)
+
+    def folded(self, call: Call) -> tuple[Array, Any]:
+        return _loss.folded(xp, call, self._terms(call))
+
+    def _terms(self, call: Call) -> Array:
         (terms,) = _run(_losses, (call.loss,), *_arguments(call))
-        return _loss.reduced(xp, call, terms, call.operands[0].dtype)
+        return terms
 
     def by_element(
         self,
@@ -100,14 +117,14 @@ class Jiterator(Fused):
     def takes(self, call: Call, tensors: list[Array]) -> bool:
         """Whether a kernel can run the call: the jiterator reads memory as it lies there."""
         first = call.operands[0]
-        wide = _loss.accumulator(xp, first.dtype)
+        within = WITHIN[_loss.accumulator(xp, first.dtype)]
         for tensor in tensors:  # and not `all`, which takes longer on a small call
             if (
                 not torch._C._has_storage(tensor)  # within `vmap`
                 or tensor.layout is not torch.strided
                 or tensor.is_neg()
                 or tensor._is_zerotensor()
-                or (tensor.dtype != wide and torch.promote_types(tensor.dtype, wide) != wide)
+                or tensor.dtype not in within
             ):
                 return False
         return not (call.loss.rowwise and first.shape[-1] == 0) and _works(first.device)
@@ -118,6 +135,8 @@ def _works(device: torch.device) -> bool:
     """Whether PyTorch can compile there, which takes a library that some installations lack."""
     try:
         _program("probe", lambda number: [number + 1], (TENSOR,))([torch.ones(1, device=device)])
+    except torch.OutOfMemoryError:
+        raise  # it may work another time
     except (AssertionError, RuntimeError):
         return False
     return True

@@ -77,9 +77,13 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
-        call = ctx.static.call(ctx.saved_tensors)
-        wanted = ctx.needs_input_grad[1:]
+        call, wanted = _saved(ctx)
         return None, *_loss.pullback(xp, call, wanted, cotangent, ENGINE.run)
+
+
+def _saved(ctx: Any) -> tuple[Call, tuple[bool, ...]]:
+    """Return the call, and which gradients are wanted; once, for checkpoints refuse a second."""
+    return ctx.static.call(ctx.saved_tensors), ctx.needs_input_grad[1:]
 
 
 class _Transformed(_Compiled):
@@ -110,12 +114,12 @@ class _Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
+        call, wanted = _saved(ctx)
         if not torch.is_grad_enabled():
-            call, wanted = ctx.static.call(ctx.saved_tensors), ctx.needs_input_grad[1:]
             found = ENGINE.untracked_gradient(call, wanted, cotangent)
             if found is not None:
                 return None, *found[1]
-        return _Compiled.backward(ctx, cotangent)
+        return None, *_loss.pullback(xp, call, wanted, cotangent, ENGINE.run)
 
 
 class Torch(Plain):
