@@ -1,4 +1,4 @@
-"""The pipeline of an elementwise loss, fused into kernels: base of the engines that can do that.
+"""The pipeline, fused into kernels: base of the engines that can do that.
 
 An engine traces the pipeline, in a namespace of its own whose functions write down what they are
 called for, and so has no formula of its own.
@@ -19,7 +19,7 @@ def identifier(name: str) -> str:
 
 
 class Fused(Plain):
-    """One kernel for the losses, and one for all gradients."""
+    """Kernels for the losses, and kernels for all gradients at once."""
 
     by_element: Callable[..., Sequence[Array]]
     """Returns the wanted gradients by element; `_loss.gradients_by_element` says for what."""
