@@ -67,7 +67,7 @@ def test_one_kernel_for_the_losses_and_one_for_all_gradients(
 def test_few_kernels_for_rows(
     backend: Backend, launched: list[str], name: str, losses: int, gradients: int
 ) -> None:
-    """Sums along rows are kernels too; and a mean is two more."""
+    """Sums along rows are kernels too; and a mean is one more."""
     case = next(c for c in fixed_cases(loss=name) if c.weight is None)
     arrays = {k: v for k, v in case.arrays(backend).items() if k != "margin"}
     for argument in LOSSES[name].inputs:

@@ -357,7 +357,9 @@ def gradients(
     """Return the gradient in each wanted argument, by element, in at least float32."""
     wide = accumulator(xp, call.operands[0].dtype)
     if call.loss.rowwise and call.weight is None:
-        slopes = call.loss.slopes(xp, wanted, seed[0], *call.operands)
+        factor, divisor = seed
+        factor = factor if divisor is None else _divided(xp, factor, divisor)
+        slopes = call.loss.slopes(xp, wanted, factor, *call.operands)
         seed_of_slopes = 1, None
     else:
         slopes, seed_of_slopes = slopes_of(xp, call, wanted), seed

@@ -160,10 +160,8 @@ class CuPy(Fused):
         seed: tuple[Any, Array | None],
         mean: Array | None,
     ) -> Sequence[Array]:
-        factor, divisor = seed
-        if not isinstance(factor, cupy.ndarray):
-            dtype = _loss.accumulator(TRACED, call.operands[0].dtype)
-            factor = np.dtype(dtype).type(factor)
+        wide = np.dtype(_loss.accumulator(TRACED, call.operands[0].dtype)).type
+        factor, divisor = [wide(v) if isinstance(v, (int, float)) else v for v in seed]
         shape = call.shape
         whole = tuple(getattr(argument, "shape", ()) == shape for argument in call.arguments)
         kernel = fused_gradients(call.loss, wanted, whole)

@@ -4,6 +4,7 @@ An engine traces the pipeline, in a namespace of its own whose functions write d
 called for, and so has no formula of its own.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ class Fused(Plain):
         label = len(call.loss.inputs)
         if call.loss.label is not None and wanted[label]:  # it has no gradient
             wanted = (*wanted[:label], False, *wanted[label + 1 :])
-        seed = _loss.seed_of(self.xp, call, cotangent, self.weights(call))
+        seed = self._seed(call, cotangent)
         value = mean = None
         dtype = call.operands[0].dtype
         if call.reduction == "mean" and wanted[-1]:
@@ -45,6 +46,14 @@ class Fused(Plain):
             for want, argument in zip(wanted, call.arguments, strict=True)
         )
         return value if cotangent is None else None, gradients
+
+    def _seed(self, call: Call, cotangent: Array | None) -> tuple[Any, Any]:
+        """As `seed_of`, but the kernels divide by W too: by itself, that would be one more."""
+        weights = self.weights(call)
+        if type(weights) is not int:
+            return _loss.seed_of(self.xp, call, cotangent, weights)
+        factor, _ = _loss.seed_of(self.xp, call._replace(reduction="sum"), cotangent, None)
+        return factor, float(weights or math.nan)
 
     def weights(self, call: Call) -> Any:
         """Return W of a mean."""

@@ -96,7 +96,10 @@ class Jiterator(Fused):
     """The types of devices that the jiterator knows; ROCm goes by this name too."""
 
     def run(self, call: Call) -> Array:
-        return _loss.reduced(xp, call, self._terms(call), call.operands[0].dtype)
+        terms, dtype = self._terms(call), call.operands[0].dtype
+        if call.reduction == "mean" and call.weight is None:
+            return _loss.cast(xp, torch.mean(terms), dtype)  # one kernel, not a sum and a quotient
+        return _loss.reduced(xp, call, terms, dtype)
 
     def folded(self, call: Call) -> tuple[Array, Any]:
         return _loss.folded(xp, call, self._terms(call))

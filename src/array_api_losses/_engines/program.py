@@ -140,7 +140,8 @@ class Program:
         """Return the results for these arguments."""
         known = [*arguments, *[None] * len(self._places)]
         for (function, sources, targets), dead in zip(self._steps, self._dead, strict=True):
-            for place, value in zip(targets, function(*[known[i] for i in sources]), strict=True):
+            found = function(*[known[i] for i in sources])
+            for place, value in zip(targets, found, strict=True):
                 known[place] = value
             for place in dead:  # nobody needs it any more
                 known[place] = None
@@ -241,11 +242,13 @@ def _literal(value: float) -> str:
 
 def _launch(kernel: Any, rows: list[bool], names: list[str], *values: Any) -> Sequence[Any]:
     """Call a kernel with tensors and numbers; numbers of rows stand in a column of their own."""
-    tensors = [
-        value[..., None] if row and value.ndim else value
-        for row, value in zip(rows, values, strict=False)
-    ]
-    found = kernel(*tensors, **dict(zip(names, values[len(rows) :], strict=True)))
+    tensors, numbers = values[: len(rows)], values[len(rows) :]
+    if True in rows:
+        tensors = tuple(
+            value[..., None] if row and value.ndim else value
+            for row, value in zip(rows, tensors, strict=True)
+        )
+    found = kernel(*tensors, **dict(zip(names, numbers, strict=True)))
     return (found,) if isinstance(found, torch.Tensor) else found
 
 

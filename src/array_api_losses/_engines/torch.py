@@ -37,7 +37,7 @@ with suppress(ImportError):  # the jiterator is a beta feature of PyTorch
 HOSTED = frozenset({torch.float32, torch.float64})
 """The dtypes that NumPy has too, and sums as exactly."""
 
-TENSORS = (torch.Tensor, torch.nn.Parameter)
+TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 """Types whose values lie in memory; a subclass may do anything."""
 
 
@@ -307,9 +307,7 @@ def _takes_kernel(call: Call, cotangent: Any = None) -> bool:
         return False
     tensors = [a for a in (*call.arguments, cotangent) if isinstance(a, torch.Tensor)]
     return (
-        not _watched()
-        and all(type(tensor) in TENSORS for tensor in tensors)
-        and KERNELS.takes(call, tensors)
+        not _watched() and TENSORS.issuperset(map(type, tensors)) and KERNELS.takes(call, tensors)
     )
 
 
