@@ -129,7 +129,14 @@ def fused_finish(total: Any, weights: Any, like: Any) -> Any:
 
 
 class CuPy(Fused):
-    """One kernel for the losses or their sum, and one for all gradients; rows are not fused."""
+    """One kernel for the losses or their sum, and one for all gradients; rows are not fused.
+
+    CuPy computes on the current device, which need not be that of the arrays.
+    """
+
+    def value(self, call: Call) -> Array:
+        with call.operands[0].device:
+            return super().value(call)
 
     def run(self, call: Call) -> Array:
         if call.loss.rowwise:
@@ -151,7 +158,8 @@ class CuPy(Fused):
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
         kind = Plain if call.loss.rowwise else Fused
-        return kind.gradient(self, call, wanted, cotangent)
+        with call.operands[0].device:
+            return kind.gradient(self, call, wanted, cotangent)
 
     def by_element(
         self,
