@@ -187,6 +187,28 @@ def test_weights_that_cancel(backend: Backend, route: Route) -> None:
     backend.np.testing.assert_array_equal(backend.tonumpy(gradient), [NAN, NAN, 0])
 
 
+def _slopes_in_the_weight(backend: Backend, route: Route, count: int) -> set[float]:
+    """Of losses whose mean, 2049, is no half."""
+    arrays = {
+        "input": backend.asarray([2048.0, 2050.0] * (count // 2), "float16"),
+        "label": backend.asarray([1, 1] * (count // 2), "int8"),
+        "weight": backend.asarray([1.0] * count, "float16"),
+    }
+    return set(backend.tolist(route(backend, Case((count,), {}), arrays, "weight", None)))
+
+
+def test_half_precision_losses_meet_their_mean_unrounded(backend: Backend, route: Route) -> None:
+    backend.require("float16")
+    assert _slopes_in_the_weight(backend, route, 2) == {-1 / 2, 1 / 2}
+
+
+def test_many_half_precision_losses_meet_their_mean_unrounded(backend: Backend) -> None:
+    backend.require("float16")
+    backend.require("large")
+    n = 2**17
+    assert _slopes_in_the_weight(backend, routes.ROUTES["vjp"], n) == {-1 / n, 1 / n}
+
+
 @pytest.mark.reverse_mode
 def test_a_nan_stays_where_it_is(backend: Backend, route: Route) -> None:
     case = Case((4,), {"input": [NAN, NAN, 0.5, 0.5]}, [1.0, -1.0, 1.0, -1.0], reduction="sum")

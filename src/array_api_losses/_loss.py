@@ -474,13 +474,22 @@ def pushforward(
 
 
 def _slope_in_weight(xp: Any, original: Call, value: Callable[[Call], Array]) -> Array:
-    """As `slope_in_weight`, from losses that know their own derivative.
+    """As `slope_in_weight`, from losses that know their own derivative, in at least float32.
 
     What is left out is so in the derivative of these losses too.
     """
+    dtype = original.operands[0].dtype
+    wide = accumulator(xp, dtype)
+    if dtype != wide:  # else the mean would be rounded before it meets the losses
+        original = original.with_arguments(
+            tuple(
+                xp.astype(argument, wide) if getattr(argument, "dtype", None) == dtype else argument
+                for argument in original.arguments
+            )
+        )
     call = prepared(xp, original)
     left_out = (call.weight == 0) & ~xp.isfinite(call.loss.value(xp, *call.operands))
-    rest = xp.astype(~left_out, original.operands[0].dtype)
+    rest = xp.astype(~left_out, wide)
     losses = value(original._replace(weight=rest, reduction="none"))
     if call.reduction != "mean":
         return losses

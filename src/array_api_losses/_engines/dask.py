@@ -24,7 +24,7 @@ class Dask(Plain):
         call = _of_whole_rows(call)
         if call.reduction == "none":
             return _map(_losses, call, call.arguments)
-        return _finished(call, _sums(call))
+        return _finished(call, _sums(call), call.operands[0].dtype)
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -33,7 +33,8 @@ class Dask(Plain):
         value = mean = weights = None
         if call.reduction == "mean":
             sums = _sums(call)
-            value = mean = _finished(call, sums)
+            mean = _finished(call, sums, _loss.accumulator(da, call.operands[0].dtype))
+            value = _loss.cast(xp, mean, call.operands[0].dtype)
             weights = sums[1]
         elif cotangent is None:
             value = self.value(call)
@@ -117,8 +118,7 @@ def _summed_to(gradient: Array, argument: Array) -> Array:
     return _loss.summed_to(xp, gradient, argument.shape, argument.dtype)
 
 
-def _finished(call: Call, sums: Array) -> Array:
-    dtype = call.operands[0].dtype
+def _finished(call: Call, sums: Array, dtype: Any) -> Array:
     call = call._replace(operands=(), weight=None)
     meta = sums._meta[:0].sum().astype(dtype)
     return sums.map_blocks(_finish, call, dtype, drop_axis=0, dtype=dtype, meta=meta)

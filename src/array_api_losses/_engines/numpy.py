@@ -151,7 +151,10 @@ class NumPy(Plain):
             value = mean = None
             losses: Any = False
             if call.reduction == "mean" and wanted[-1]:
-                value = mean = self.value(call)  # which has to be known beforehand
+                # It has to be known beforehand, and is not rounded yet where it meets the losses.
+                total = self._in_blocks(call, losses=True)[0]
+                mean = _loss.finished(np, total, weights, _loss.accumulator(np, first.dtype))[()]
+                value = _loss.cast(np, mean, first.dtype)
             elif cotangent is None:
                 losses = call.reduction != "none" or _empty(call)
             total, gradients = self._in_blocks(call, wanted, seed, mean, losses=losses)
