@@ -12,7 +12,7 @@ from compare import check_gradient, check_value, cotangents, fixed_cases
 from mistakes import KINKS, SLOPES, VALUES, plant, records, steep_at_zero, with_value
 from reference import LOSSES
 
-from array_api_losses import _loss
+from array_api_losses import _derivatives, _loss, _pipeline
 
 HINGE = "hinge_embedding_loss"
 
@@ -88,6 +88,12 @@ def _count_rows(xp: Any, call: Any, dtype: Any) -> Any:
     return call.operands[0].shape[0] + 1
 
 
+def _set(monkeypatch: pytest.MonkeyPatch, name: str, wrong: Callable[..., Any]) -> None:
+    """Put a wrong function where the pipeline has this one, and where its derivatives do."""
+    monkeypatch.setattr(_pipeline, name, wrong)
+    monkeypatch.setattr(_derivatives, name, wrong)
+
+
 def _renamed(name: str) -> Callable[[_loss.Loss], _loss.Loss]:
     return lambda record: replace(record, name=name)
 
@@ -97,7 +103,7 @@ def _renamed(name: str) -> Callable[[_loss.Loss], _loss.Loss]:
 def test_a_wrong_denominator(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, wrong: Callable[..., Any], loss: str
 ) -> None:
-    monkeypatch.setattr(_loss, "weight_sum", wrong)
+    _set(monkeypatch, "weight_sum", wrong)
     plant(monkeypatch, loss, _renamed(wrong.__name__))
     is_rejected(lambda: _values(backend, loss))
     is_rejected(lambda: _gradients(backend, "input", "vjp", loss))
@@ -107,16 +113,16 @@ def test_a_wrong_denominator(
 def test_a_forgotten_weight(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, argument: str
 ) -> None:
-    monkeypatch.setattr(_loss, "weighed", lambda xp, weight, values: values)
-    monkeypatch.setattr(_loss, "slope_in_weight", lambda xp, w, losses, mean: losses)
+    _set(monkeypatch, "weighed", lambda xp, weight, values: values)
+    monkeypatch.setattr(_derivatives, "slope_in_weight", lambda xp, w, losses, mean: losses)
     plant(monkeypatch, HINGE, _renamed("forgotten weight"))
     is_rejected(lambda: _values(backend))
     is_rejected(lambda: _gradients(backend, argument, "vjp"))
 
 
 def test_a_forgotten_cotangent(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    seed_of = _loss.seed_of
-    monkeypatch.setattr(_loss, "seed_of", lambda xp, call, _, w: seed_of(xp, call, None, w))
+    seed_of = _derivatives.seed_of
+    monkeypatch.setattr(_derivatives, "seed_of", lambda xp, call, _, w: seed_of(xp, call, None, w))
     plant(monkeypatch, HINGE, _renamed("forgotten cotangent"))
     is_rejected(lambda: _gradients(backend, "input", "vjp"))
 

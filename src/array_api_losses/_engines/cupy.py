@@ -12,7 +12,7 @@ import array_api_compat.cupy as xp
 import cupy
 import numpy as np
 
-from array_api_losses import _loss
+from array_api_losses import _derivatives, _pipeline
 from array_api_losses._engines.fused import Fused, identifier
 from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call, Loss
@@ -71,10 +71,10 @@ def _fused(name: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def _losses(loss: Loss, arguments: tuple[Any, ...], *, wide: bool) -> Any:
-    call = _loss.prepared(TRACED, _call(loss, arguments))
+    call = _pipeline.prepared(TRACED, _call(loss, arguments))
     dtype = arguments[0].dtype
-    dtype = _loss.accumulator(TRACED, dtype) if wide else dtype
-    return _loss.cast(TRACED, _loss.terms_of(TRACED, call), dtype)
+    dtype = _pipeline.accumulator(TRACED, dtype) if wide else dtype
+    return _pipeline.cast(TRACED, _pipeline.terms_of(TRACED, call), dtype)
 
 
 def _call(loss: Loss, arguments: tuple[Any, ...]) -> Call:
@@ -113,9 +113,9 @@ def fused_gradients(loss: Loss, wanted: tuple[bool, ...], whole: tuple[bool, ...
     @_fused(f"{loss.name}_gradients")
     def gradients(factor: Any, divisor: Any, mean: Any, *arguments: Any) -> Any:
         call, dtype = _call(loss, arguments), arguments[0].dtype
-        found = _loss.gradients_by_element(TRACED, call, wanted, (factor, divisor), mean)
+        found = _derivatives.gradients_by_element(TRACED, call, wanted, (factor, divisor), mean)
         return tuple(
-            _loss.cast(TRACED, gradient, dtype) if gradient is not None and last else gradient
+            _pipeline.cast(TRACED, gradient, dtype) if gradient is not None and last else gradient
             for gradient, last in zip(found, whole, strict=True)
         )
 
@@ -125,7 +125,7 @@ def fused_gradients(loss: Loss, wanted: tuple[bool, ...], whole: tuple[bool, ...
 @_fused("finished")
 def fused_finish(total: Any, weights: Any, like: Any) -> Any:
     """Divide a sum by W; the mean has the dtype of `like`."""
-    return _loss.finished(TRACED, total, weights, like.dtype)
+    return _pipeline.finished(TRACED, total, weights, like.dtype)
 
 
 class CuPy(Fused):
@@ -146,7 +146,7 @@ class CuPy(Fused):
         total, weights = self.folded(call)
         dtype = call.operands[0].dtype
         if weights is None:
-            return _loss.cast(xp, total, dtype)
+            return _pipeline.cast(xp, total, dtype)
         if isinstance(weights, int):
             weights = total.dtype.type(weights)
         return fused_finish(total, weights, dtype.type(0))
@@ -168,7 +168,7 @@ class CuPy(Fused):
         seed: tuple[Any, Array | None],
         mean: Array | None,
     ) -> Sequence[Array]:
-        wide = np.dtype(_loss.accumulator(TRACED, call.operands[0].dtype)).type
+        wide = np.dtype(_pipeline.accumulator(TRACED, call.operands[0].dtype)).type
         factor, divisor = [wide(v) if isinstance(v, (int, float)) else v for v in seed]
         shape = call.shape
         whole = tuple(getattr(argument, "shape", ()) == shape for argument in call.arguments)

@@ -10,7 +10,7 @@ from typing import Any, cast
 import array_api_compat.dask.array as xp
 import dask.array as da
 
-from array_api_losses import _loss
+from array_api_losses import _derivatives, _pipeline
 from array_api_losses._arrays import agree
 from array_api_losses._engines import engine_of
 from array_api_losses._engines.plain import Plain
@@ -33,18 +33,18 @@ class Dask(Plain):
         value = mean = weights = None
         if call.reduction == "mean":
             sums = _sums(call)
-            mean = _finished(call, sums, _loss.accumulator(da, call.operands[0].dtype))
-            value = _loss.cast(xp, mean, call.operands[0].dtype)
+            mean = _finished(call, sums, _pipeline.accumulator(da, call.operands[0].dtype))
+            value = _pipeline.cast(xp, mean, call.operands[0].dtype)
             weights = sums[1]
         elif cotangent is None:
             value = self.value(call)
-        seed = _loss.seed_of(xp, call, cotangent, weights)
+        seed = _derivatives.seed_of(xp, call, cotangent, weights)
         found: list[Array | None] = []
         for i, argument in enumerate(call.arguments):
             if not wanted[i]:
                 found.append(None)
                 continue
-            only, rows = tuple(j == i for j in range(len(wanted))), _loss.has_rows(call.loss, i)
+            only, rows = tuple(j == i for j in range(len(wanted))), call.loss.has_rows(i)
             arguments = (*call.arguments, *seed, mean)
             gradient = _map(_gradient, call, arguments, wide=True, rows=rows, wanted=only)
             found.append(_summed_to(gradient, argument))
@@ -82,10 +82,10 @@ def _map(
     index = full[: len(call.shape)]
     pairs: list[Any] = []
     for i, argument in enumerate(arguments):
-        own = full if _loss.has_rows(call.loss, i) else index
+        own = full if call.loss.has_rows(i) else index
         lazy = hasattr(argument, "dask")
         pairs += [argument, own[len(own) - argument.ndim :] if lazy else None]
-    dtype = _loss.accumulator(da, first.dtype) if folded or wide else first.dtype
+    dtype = _pipeline.accumulator(da, first.dtype) if folded or wide else first.dtype
     out = (*index, first.ndim) if folded else full if rows else index
     return da.blockwise(
         function,
@@ -115,7 +115,7 @@ def _added(sums: Array, axis: tuple[int, ...], **keepdims: bool) -> Array:
 
 
 def _summed_to(gradient: Array, argument: Array) -> Array:
-    return _loss.summed_to(xp, gradient, argument.shape, argument.dtype)
+    return _derivatives.summed_to(xp, gradient, argument.shape, argument.dtype)
 
 
 def _finished(call: Call, sums: Array, dtype: Any) -> Array:
@@ -128,7 +128,7 @@ def _finish(sums: Array, call: Call, dtype: Any) -> Array:
     engine = _engine(sums)
     with engine.quiet():
         weights = sums[1] if call.reduction == "mean" else None
-        return _loss.finished(engine.xp, sums[0], weights, dtype)
+        return _pipeline.finished(engine.xp, sums[0], weights, dtype)
 
 
 def _losses(*arguments: Any, call: Call) -> Array:
@@ -136,7 +136,7 @@ def _losses(*arguments: Any, call: Call) -> Array:
     if call.trusted:
         return engine.value(call)
     with engine.quiet():
-        return _loss.value(engine.xp, call)
+        return _pipeline.value(engine.xp, call)
 
 
 def _chunk_sums(*arguments: Any, call: Call) -> Array:
@@ -145,7 +145,7 @@ def _chunk_sums(*arguments: Any, call: Call) -> Array:
     xp = engine.xp
     with engine.quiet():
         total, weights = engine.folded(call)
-        total = xp.asarray(total, dtype=_loss.accumulator(xp, call.operands[0].dtype))
+        total = xp.asarray(total, dtype=_pipeline.accumulator(xp, call.operands[0].dtype))
         weights = 0 if weights is None else weights
         sums = xp.stack([total, xp.ones_like(total) * weights])
     return xp.reshape(sums, (1,) * len(call.shape) + (2,))
@@ -156,7 +156,7 @@ def _gradient(*arguments: Any, call: Call, wanted: tuple[bool, ...]) -> Array:
     *own, factor, divisor, mean = arguments
     engine, call = _chunk(call, own)
     with engine.quiet():
-        found = _loss.gradients_by_element(engine.xp, call, wanted, (factor, divisor), mean)
+        found = _derivatives.gradients_by_element(engine.xp, call, wanted, (factor, divisor), mean)
     return next(gradient for gradient in found if gradient is not None)
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from array_api_losses import _loss
+from array_api_losses import _derivatives, _pipeline
 from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call
 
@@ -23,7 +23,7 @@ class Fused(Plain):
     """Kernels for the losses, and kernels for all gradients at once."""
 
     by_element: Callable[..., Sequence[Array]]
-    """Returns the wanted gradients by element; `_loss.gradients_by_element` says for what."""
+    """Returns the wanted gradients by element, as `gradients_by_element` does."""
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -35,15 +35,15 @@ class Fused(Plain):
         value = mean = None
         dtype = call.operands[0].dtype
         if call.reduction == "mean" and wanted[-1]:
-            wide = _loss.accumulator(self.xp, dtype)  # in which it meets the losses
-            mean = _loss.finished(self.xp, *self.folded(call), wide)
-            value = _loss.cast(self.xp, mean, dtype)
+            wide = _pipeline.accumulator(self.xp, dtype)  # in which it meets the losses
+            mean = _pipeline.finished(self.xp, *self.folded(call), wide)
+            value = _pipeline.cast(self.xp, mean, dtype)
         elif cotangent is None:
             value = self.run(call)
         found = iter(self.by_element(call, wanted, seed, mean) if any(wanted) else ())
         gradients = tuple(
-            _loss.summed_to(self.xp, next(found), argument.shape, argument.dtype) if want else None
-            for want, argument in zip(wanted, call.arguments, strict=True)
+            _derivatives.summed_to(self.xp, next(found), a.shape, a.dtype) if want else None
+            for want, a in zip(wanted, call.arguments, strict=True)
         )
         return value if cotangent is None else None, gradients
 
@@ -51,13 +51,13 @@ class Fused(Plain):
         """As `seed_of`, but the kernels divide by W too: by itself, that would be one more."""
         weights = self.weights(call)
         if type(weights) is not int:
-            return _loss.seed_of(self.xp, call, cotangent, weights)
-        factor, _ = _loss.seed_of(self.xp, call._replace(reduction="sum"), cotangent, None)
+            return _derivatives.seed_of(self.xp, call, cotangent, weights)
+        factor, _ = _derivatives.seed_of(self.xp, call._replace(reduction="sum"), cotangent, None)
         return factor, float(weights or math.nan)
 
     def weights(self, call: Call) -> Any:
         """Return W of a mean."""
         if call.reduction != "mean":
             return None
-        dtype = _loss.accumulator(self.xp, call.operands[0].dtype)
-        return _loss.weight_sum(self.xp, call, dtype)
+        dtype = _pipeline.accumulator(self.xp, call.operands[0].dtype)
+        return _pipeline.weight_sum(self.xp, call, dtype)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from array_api_losses import _loss
+from array_api_losses import _derivatives, _pipeline
 from array_api_losses._arrays import check_labels
 from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call, Loss
@@ -42,7 +42,7 @@ def _static(call: Call) -> _Static:
 @partial(jax.jit, static_argnums=0)
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _value(static: _Static, arguments: tuple[Any, ...]) -> Array:
-    return _loss.value(jnp, static.call(arguments))
+    return _pipeline.value(jnp, static.call(arguments))
 
 
 def _attached(call: Call) -> Array:
@@ -53,7 +53,7 @@ def _attached(call: Call) -> Array:
 def _jvp(static: _Static, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Array, Array]:
     call = static.call(primals[0])
     flows = tuple(None if isinstance(t, SymbolicZero) else t for t in tangents[0])
-    return _attached(call), _loss.pushforward(jnp, call, flows, _attached)
+    return _attached(call), _derivatives.pushforward(jnp, call, flows, _attached)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -62,7 +62,7 @@ def _gradient(
 ) -> tuple[Array | None, tuple[Array | None, ...]]:
     call = static.call(arguments)
     result = _attached(call) if cotangent is None else None
-    return result, _loss.pullback(jnp, call, wanted, cotangent, _attached)
+    return result, _derivatives.pullback(jnp, call, wanted, cotangent, _attached)
 
 
 class JAX(Plain):

@@ -11,7 +11,7 @@ from typing import Any
 import array_api_compat.torch as xp
 import torch
 
-from array_api_losses import _loss
+from array_api_losses import _derivatives, _pipeline
 from array_api_losses._engines.fused import Fused
 from array_api_losses._engines.program import TRACED, Node, Program
 from array_api_losses._loss import Array, Call, Loss
@@ -57,7 +57,7 @@ def _call(loss: Loss, arguments: tuple[Any, ...]) -> Call:
 @lru_cache(MOST_PROGRAMS)
 def _losses(loss: Loss, given: tuple[Any, ...]) -> Program:
     def losses(*arguments: Any) -> list[Node]:
-        return [_loss.terms_of(TRACED, _loss.prepared(TRACED, _call(loss, arguments)))]
+        return [_pipeline.terms_of(TRACED, _pipeline.prepared(TRACED, _call(loss, arguments)))]
 
     return _program(loss.name, losses, given, _entries(loss))
 
@@ -66,7 +66,7 @@ def _losses(loss: Loss, given: tuple[Any, ...]) -> Program:
 def _gradients(loss: Loss, wanted: tuple[bool, ...], given: tuple[Any, ...]) -> Program:
     def gradients(factor: Any, divisor: Any, mean: Any, *arguments: Any) -> list[Node | None]:
         call = _call(loss, arguments)
-        return _loss.gradients_by_element(TRACED, call, wanted, (factor, divisor), mean)
+        return _derivatives.gradients_by_element(TRACED, call, wanted, (factor, divisor), mean)
 
     return _program(f"{loss.name}_gradients", gradients, given, _entries(loss, 3))
 
@@ -83,10 +83,10 @@ def _run(made: Callable[..., Program], kind: tuple[Any, ...], *arguments: Any) -
 def _arguments(call: Call) -> list[Any]:
     """Return the arguments of a call, of which enough are in float32 that all the rest is."""
     first, *others = call.arguments
-    wide = _loss.accumulator(xp, first.dtype)
+    wide = _pipeline.accumulator(xp, first.dtype)
     if call.loss.rowwise:
-        others = [_loss.cast(xp, o, wide) if isinstance(o, torch.Tensor) else o for o in others]
-    return [_loss.cast(xp, first, wide), *others]
+        others = [_pipeline.cast(xp, o, wide) if isinstance(o, torch.Tensor) else o for o in others]
+    return [_pipeline.cast(xp, first, wide), *others]
 
 
 class Jiterator(Fused):
@@ -98,11 +98,12 @@ class Jiterator(Fused):
     def run(self, call: Call) -> Array:
         terms, dtype = self._terms(call), call.operands[0].dtype
         if call.reduction == "mean" and call.weight is None:
-            return _loss.cast(xp, torch.mean(terms), dtype)  # one kernel, not a sum and a quotient
-        return _loss.reduced(xp, call, terms, dtype)
+            # One kernel, where a sum and a quotient are two.
+            return _pipeline.cast(xp, torch.mean(terms), dtype)
+        return _pipeline.reduced(xp, call, terms, dtype)
 
     def folded(self, call: Call) -> tuple[Array, Any]:
-        return _loss.folded(xp, call, self._terms(call))
+        return _pipeline.folded(xp, call, self._terms(call))
 
     def _terms(self, call: Call) -> Array:
         (terms,) = _run(_losses, (call.loss,), *_arguments(call))
@@ -120,7 +121,7 @@ class Jiterator(Fused):
     def takes(self, call: Call, tensors: list[Array]) -> bool:
         """Whether a kernel can run the call: the jiterator reads memory as it lies there."""
         first = call.operands[0]
-        within = WITHIN[_loss.accumulator(xp, first.dtype)]
+        within = WITHIN[_pipeline.accumulator(xp, first.dtype)]
         for tensor in tensors:  # and not `all`, which takes longer on a small call
             if (
                 not torch._C._has_storage(tensor)  # within `vmap`

@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numba.extending import overload, register_jitable
 
-from array_api_losses import _loss, _primitives
+from array_api_losses import _derivatives, _pipeline, _primitives
 from array_api_losses._arrays import check_labels
 from array_api_losses._engines.numpy import NumPy
 from array_api_losses._engines.threads import allowed, shared
@@ -168,7 +168,7 @@ class Numba(NumPy):
         loop = _loop(call.loss, wanted, losses if cotangent is None else "")
         weights = x.size if call.reduction == "mean" else None
         with self.quiet():
-            seed = kind(_loss.seed_of(np, call, cotangent, weights)[0])
+            seed = kind(_derivatives.seed_of(np, call, cotangent, weights)[0])
         parameters = tuple(kind(parameter) for parameter in call.operands[count + 1 :])
         terms = np.empty_like(x) if losses == "fill" and cotangent is None else empty
         found = tuple(np.empty_like(x) if want else empty for want in wanted[:count])
@@ -193,7 +193,7 @@ class Numba(NumPy):
             value = (
                 terms
                 if losses == "fill"
-                else _loss.finished(xp, np.float64(total), weights, x.dtype)
+                else _pipeline.finished(xp, np.float64(total), weights, x.dtype)
             )
         gradients = [
             gradient if want else None for gradient, want in zip(found, wanted, strict=False)

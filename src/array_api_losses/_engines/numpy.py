@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import array_api_compat.numpy as np
 
-from array_api_losses import _loss
+from array_api_losses import _derivatives, _pipeline
 from array_api_losses._arrays import check_labels
 from array_api_losses._engines.faster import PRIMITIVES
 from array_api_losses._engines.plain import Plain
@@ -96,7 +96,7 @@ class NumPy(Plain):
             return result
         with self.quiet():
             total = self._in_blocks(call, losses=True)[0]
-            return _loss.finished(np, total, self._weights(call), first.dtype)[()]
+            return _pipeline.finished(np, total, self._weights(call), first.dtype)[()]
 
     def _whole(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -112,7 +112,7 @@ class NumPy(Plain):
         key = loss, wanted, with_value, check, first.dtype, label.dtype, width
         tape = TAPES.get(key) or _noted_of_whole(*key)
         if wanted:
-            operands = (*operands, _loss.seed_of(np, call, cotangent, count)[0])
+            operands = (*operands, _derivatives.seed_of(np, call, cotangent, count)[0])
         few = SMALL_ROWS if width else SMALL
         if first.size > few and first.flags.c_contiguous and label.flags.c_contiguous:
             kept = 1 if reduction == "none" else 2
@@ -123,13 +123,13 @@ class NumPy(Plain):
             check_labels(np, call)
         if with_value:
             if reduction != "none":
-                value = np.add.reduce(value, None, _loss.accumulator(np, value.dtype))
+                value = np.add.reduce(value, None, _pipeline.accumulator(np, value.dtype))
             weights = count if reduction == "mean" else None
-            value = _loss.finished(np, value, weights, first.dtype)
+            value = _pipeline.finished(np, value, weights, first.dtype)
         if not wanted:
             return value, ()
         return value, tuple(
-            [None if slope is None else _loss.cast(np, slope, first.dtype) for slope in found]
+            [None if slope is None else _pipeline.cast(np, slope, first.dtype) for slope in found]
         )
 
     def folded(self, call: Call) -> tuple[Any, Any]:
@@ -147,25 +147,26 @@ class NumPy(Plain):
             return super().gradient(call, wanted, cotangent)
         with self.quiet():
             weights = self._weights(call)
-            seed = _loss.seed_of(np, call, cotangent, weights)
+            seed = _derivatives.seed_of(np, call, cotangent, weights)
             value = mean = None
             losses: Any = False
             if call.reduction == "mean" and wanted[-1]:
                 # It has to be known beforehand, and is not rounded yet where it meets the losses.
                 total = self._in_blocks(call, losses=True)[0]
-                mean = _loss.finished(np, total, weights, _loss.accumulator(np, first.dtype))[()]
-                value = _loss.cast(np, mean, first.dtype)
+                wide = _pipeline.accumulator(np, first.dtype)
+                mean = _pipeline.finished(np, total, weights, wide)[()]
+                value = _pipeline.cast(np, mean, first.dtype)
             elif cotangent is None:
                 losses = call.reduction != "none" or _empty(call)
             total, gradients = self._in_blocks(call, wanted, seed, mean, losses=losses)
             if losses is True:
-                value = _loss.finished(np, total, weights, first.dtype)[()]
+                value = _pipeline.finished(np, total, weights, first.dtype)[()]
             elif losses is not False:
                 value = losses
         return (value if cotangent is None else None), gradients
 
     def run(self, call: Call) -> Array:
-        return _loss.value(np, call)[()]  # as NumPy's own `sum`: a scalar, not a 0-d array
+        return _pipeline.value(np, call)[()]  # as NumPy's own `sum`: a scalar, not a 0-d array
 
     def checked(self, call: Call) -> Call:
         if call.trusted:
@@ -219,7 +220,7 @@ class NumPy(Plain):
         """W, where it is needed."""
         if call.reduction != "mean":
             return None
-        return _loss.weight_sum(np, call, np.float64)
+        return _pipeline.weight_sum(np, call, np.float64)
 
     def _in_blocks(
         self,
@@ -236,7 +237,7 @@ class NumPy(Plain):
         The gradient in an argument of one element is a sum, in others an array that is filled.
         """
         first = call.operands[0]
-        wide = _loss.accumulator(np, first.dtype)
+        wide = _pipeline.accumulator(np, first.dtype)
         wanted = wanted or (False,) * len(call.arguments)
         small = [np.size(argument) <= 1 for argument in call.arguments]
         formula = _Formula(
@@ -247,7 +248,7 @@ class NumPy(Plain):
             arrays[1] = losses
         for i, (argument, want) in enumerate(zip(call.arguments, wanted, strict=True)):
             if want and not small[i]:
-                rows = _loss.has_rows(call.loss, i)
+                rows = call.loss.has_rows(i)
                 broadcast = not rows and argument.shape != call.shape
                 arrays[i + 2] = _empty(call, wide if broadcast else first.dtype, rows=rows)
 
@@ -258,7 +259,7 @@ class NumPy(Plain):
             columns = [terms if losses is True else None]
             columns += [g if one else None for g, one in zip(gradients, small, strict=True)]
             return [
-                0.0 if c is None else np.add.reduce(c, dtype=_loss.accumulator(np, c.dtype))
+                0.0 if c is None else np.add.reduce(c, dtype=_pipeline.accumulator(np, c.dtype))
                 for c in columns
             ]
 
@@ -270,7 +271,7 @@ class NumPy(Plain):
             if not want
             else np.full(argument.shape, totals[i], dtype=first.dtype)[()]
             if small[i]
-            else _loss.summed_to(np, arrays[i + 2], argument.shape, first.dtype)
+            else _derivatives.summed_to(np, arrays[i + 2], argument.shape, first.dtype)
             for i, (want, argument) in enumerate(zip(wanted, call.arguments, strict=True))
         )
 
@@ -338,7 +339,7 @@ class NumPy(Plain):
             one = array.size == 1 < count
             return array.reshape(()) if one else np.broadcast_to(array, shape).reshape(count)
 
-        inputs = [flat(a, rows=_loss.has_rows(loss, i)) for i, a in enumerate(arguments)]
+        inputs = [flat(a, rows=loss.has_rows(i)) for i, a in enumerate(arguments)]
         results = {i: a.reshape(count, *a.shape[len(shape) :]) for i, a in outputs.items()}
         size = max(1, ROWS // max(1, width))
         tape = self._tape(formula, inputs)
@@ -420,18 +421,18 @@ def _noted_of_whole(
     def formula(*arguments: Any) -> tuple[Any, ...]:
         arrays, good = arguments[:after], None
         if check:
-            label = _loss.cast(np, arguments[at], dtype)
+            label = _pipeline.cast(np, arguments[at], dtype)
             good = np.abs(label if label_dtype.kind == "i" else arguments[at]) == 1
             arrays = (*arguments[:at], label)
-        call = _loss.prepared(np, Call(loss, arrays, None, "sum", None, trusted=True))
+        call = _pipeline.prepared(np, Call(loss, arrays, None, "sum", None, trusted=True))
         operands = (*call.operands, *arguments[after:count])  # numbers need no preparing
         losses = loss.value(np, *operands) if with_value else None
         if not wanted:
             return good, losses
         call = call.with_arguments((*operands, None))
-        return good, losses, *_loss.gradients(np, call, wanted, (arguments[-1], None), None)
+        return good, losses, *_derivatives.gradients(np, call, wanted, (arguments[-1], None), None)
 
-    kinds = [dtype] * count + [_loss.accumulator(np, dtype)] * bool(wanted)
+    kinds = [dtype] * count + [_pipeline.accumulator(np, dtype)] * bool(wanted)
     kinds[after - 1] = label_dtype
     rows = (1,) if width is None else (1, width)
     samples = [np.ones(rows if i < at else 1, dtype=kind) for i, kind in enumerate(kinds)]
@@ -466,20 +467,20 @@ class _Formula:
         block = self.call.with_arguments(arguments[:count])
         if block.loss.label is not None and block.label.dtype.kind == "i":
             # No other integer rounds to 1, so this is quicker.
-            at, label = len(block.loss.inputs), _loss.cast(np, block.label, arguments[0].dtype)
+            at, label = len(block.loss.inputs), _pipeline.cast(np, block.label, arguments[0].dtype)
             block = block.with_arguments((*arguments[:at], label, *arguments[at + 1 : count]))
         good = _good(block) if self.check else None
         if good is not None and block.weight is None:
             block = block.as_trusted()
-        block = _loss.prepared(np, block)
+        block = _pipeline.prepared(np, block)
         terms = in_weight = None
         if self.losses or self.wanted[-1]:
             losses = block.loss.value(np, *block.operands)
-            terms = _loss.weighed(np, block.weight, losses) if self.losses else None
+            terms = _pipeline.weighed(np, block.weight, losses) if self.losses else None
             if self.wanted[-1]:
-                in_weight = _loss.slope_in_weight(np, block.weight, losses, self.mean)
+                in_weight = _derivatives.slope_in_weight(np, block.weight, losses, self.mean)
         seed = (arguments[count], None) if self.varying else self.seed
-        return good, terms, *_loss.gradients(np, block, self.wanted, seed, in_weight)
+        return good, terms, *_derivatives.gradients(np, block, self.wanted, seed, in_weight)
 
 
 def _good(call: Call) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 import array_api_compat as compat
 
-from array_api_losses import _loss
+from array_api_losses import _derivatives, _pipeline
 from array_api_losses._arguments import rounded
 from array_api_losses._arrays import check_labels
 from array_api_losses._loss import Array, Call, Loss
@@ -41,16 +41,16 @@ class Plain:
         with self.quiet():
             call = self.checked(call)
             result = self.run(call) if cotangent is None else None
-            return result, _loss.pullback(self.xp, call, wanted, cotangent, self.run)
+            return result, _derivatives.pullback(self.xp, call, wanted, cotangent, self.run)
 
     def run(self, call: Call) -> Array:
         """Return the result, labels unseen; the library's own autodiff knows its derivative."""
-        return _loss.value(self.xp, call)
+        return _pipeline.value(self.xp, call)
 
     def folded(self, call: Call) -> tuple[Array, Any]:
         """Return the sum of the weighted losses and W, labels unseen."""
-        call = _loss.prepared(self.xp, call)
-        return _loss.folded(self.xp, call, _loss.terms_of(self.xp, call))
+        call = _pipeline.prepared(self.xp, call)
+        return _pipeline.folded(self.xp, call, _pipeline.terms_of(self.xp, call))
 
     def checked(self, call: Call) -> Call:
         """Raise for wrong labels if they can be read here and now."""

@@ -18,7 +18,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.autograd.forward_ad import unpack_dual
 
-from array_api_losses import _loss
+from array_api_losses import _derivatives, _pipeline
 from array_api_losses._engines import BY_TYPE
 from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call, Loss
@@ -68,7 +68,7 @@ class _Compiled(torch.autograd.Function):
 
     @staticmethod
     def forward(static: _Static, *tensors: Any) -> Any:
-        return _loss.value(xp, static.call(tensors))
+        return _pipeline.value(xp, static.call(tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -78,7 +78,7 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
         call, wanted = _saved(ctx)
-        return None, *_loss.pullback(xp, call, wanted, cotangent, ENGINE.run)
+        return None, *_derivatives.pullback(xp, call, wanted, cotangent, ENGINE.run)
 
 
 def _saved(ctx: Any) -> tuple[Call, tuple[bool, ...]]:
@@ -98,7 +98,7 @@ class _Transformed(_Compiled):
         # silently see zeros (pytorch#197867). With it on, this level must be taken off the tensors.
         with forward_ad._set_fwd_grad_enabled(mode=True):
             saved = tuple(t if t is None else unpack_dual(t).primal for t in ctx.saved_tensors)
-            return _loss.pushforward(xp, ctx.static.call(saved), tangents, ENGINE.run)
+            return _derivatives.pushforward(xp, ctx.static.call(saved), tangents, ENGINE.run)
 
 
 class _Eager(torch.autograd.Function):
@@ -119,7 +119,7 @@ class _Eager(torch.autograd.Function):
             found = ENGINE.untracked_gradient(call, wanted, cotangent)
             if found is not None:
                 return None, *found[1]
-        return None, *_loss.pullback(xp, call, wanted, cotangent, ENGINE.run)
+        return None, *_derivatives.pullback(xp, call, wanted, cotangent, ENGINE.run)
 
 
 class Torch(Plain):
@@ -142,7 +142,7 @@ class Torch(Plain):
             return _tensor(NUMPY.value(host[0]))
         if _takes_kernel(call):
             return KERNELS.run(call)
-        return _loss.value(xp, self.checked(call))
+        return _pipeline.value(xp, self.checked(call))
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -168,7 +168,7 @@ class Torch(Plain):
 
     def run(self, call: Call) -> Array:
         rule = _rule(call.arguments)
-        return _loss.value(xp, call) if rule is None else self._ruled(rule, call)
+        return _pipeline.value(xp, call) if rule is None else self._ruled(rule, call)
 
     def _ruled(self, rule: Any, call: Call) -> Array:
         return rule.apply(*_taken_apart(call))
@@ -248,7 +248,7 @@ def compiled_gradient(
 ) -> Any:
     call = static.call(tensors)
     value = ENGINE.run(call) if cotangent is None else None
-    return value, _loss.pullback(xp, call, wanted, cotangent, ENGINE.run)
+    return value, _derivatives.pullback(xp, call, wanted, cotangent, ENGINE.run)
 
 
 def _without_numbers(call: Call) -> Call:

@@ -1,0 +1,136 @@
+"""The one pipeline that all losses run through: prepare, evaluate, weigh, reduce.
+
+With elementwise losses l, weights w and W = sum(w), the result is one of
+
+    none: w l        sum: sum(w l)        mean: sum(w l) / W
+
+and a zero weight leaves the element out: there, 0 times anything is 0, also NaN and infinity. All
+is in functions of the standard, for any loss.
+"""
+
+import math
+from typing import Any
+
+from array_api_losses._arguments import unknown
+from array_api_losses._loss import Array, Call, Loss
+from array_api_losses._primitives import total
+
+
+def accumulator(xp: Any, dtype: Any) -> Any:
+    """Return the dtype in which elements of `dtype` are summed: at least float32.
+
+    It has the byte order of the machine, in which alone NumPy sums.
+    """
+    if getattr(dtype, "itemsize", None) in {1, 2}:
+        return xp.float32
+    return dtype if getattr(dtype, "isnative", True) else dtype.newbyteorder()
+
+
+def cast(xp: Any, array: Array, dtype: Any) -> Array:
+    """Return the array in `dtype`, itself if it has it."""
+    return array if array.dtype == dtype else xp.astype(array, dtype)
+
+
+def prepared(xp: Any, call: Call) -> Call:
+    """Bring all operands and the weight to the dtypes in which they are computed with.
+
+    What has no loss becomes NaN, the label or, without one, the parameter: a label other than 1 and
+    -1, and whatever stands beside a parameter that is not finite or out of bounds.
+    """
+    loss, operands, weight, reduction, name, trusted, _ = call
+    at, after, dtype = len(loss.inputs), loss.first_parameter, operands[0].dtype
+    if loss.rowwise:
+        dtype = accumulator(xp, dtype)
+        operands = tuple([cast(xp, o, dtype) if hasattr(o, "dtype") else o for o in operands])
+    labels, parameters = operands[at:after], operands[after:]
+    arrays = [parameter for parameter in parameters if hasattr(parameter, "dtype")]
+    if weight is not None:
+        weight = cast(xp, weight, accumulator(xp, dtype))
+    if labels:
+        y = cast(xp, labels[0], dtype)
+        if not trusted:
+            y = xp.where(xp.abs(call.label) == 1, y, math.nan)
+        for parameter in arrays:
+            y = y + xp.where(_admitted(xp, loss, parameter), xp.zeros_like(parameter), math.nan)
+        labels = (y,)
+    elif arrays:
+        parameters = tuple(
+            xp.where(_admitted(xp, loss, p), p, math.nan) if hasattr(p, "dtype") else p
+            for p in parameters
+        )
+    operands = (*operands[:at], *labels, *parameters)
+    return Call(loss, operands, weight, reduction, name, trusted=True)
+
+
+def _admitted(xp: Any, loss: Loss, parameter: Array) -> Array:
+    """Whether each element of a parameter is finite and within its bounds."""
+    low, high = loss.bounds
+    if math.isinf(low) and math.isinf(high):
+        return xp.isfinite(parameter)
+    return (parameter >= low) & (parameter <= high)
+
+
+def forgiven(xp: Any, weight: Array, losses: Array, values: Array) -> Array:
+    """`values`, but 0 where the weight is zero and the loss is not finite."""
+    return xp.where((weight == 0) & ~xp.isfinite(losses), xp.zeros_like(values), values)
+
+
+def weighed(xp: Any, weight: Array | None, values: Array) -> Array:
+    """weight * values in the dtype of the weight, where zero times anything is zero."""
+    if weight is None:
+        return values
+    values = cast(xp, values, weight.dtype)
+    return weight * forgiven(xp, weight, values, values)
+
+
+def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
+    """W: the number of elements, or the sum of the weights as broadcast."""
+    weight, first = call.weight, call.operands[0]
+    if unknown(first.shape):
+        nil = xp.zeros_like(first)
+        ones = (xp.sum(nil, axis=-1) if call.loss.rowwise else nil) + 1
+        return total(xp, ones if weight is None else weight * ones, dtype)
+    size = math.prod(call.shape)
+    if weight is None:
+        return size
+    repeats = size // max(1, math.prod(weight.shape))
+    weights = total(xp, weight, dtype)
+    return weights if repeats == 1 else weights * repeats
+
+
+def divided(xp: Any, values: Any, weights: Any) -> Any:
+    """values / W; NaN, and no warning, where W is 0."""
+    if type(weights) is int:
+        return values / (weights or math.nan)
+    return values / xp.where(weights == 0, math.nan, weights)
+
+
+def folded(xp: Any, call: Call, terms: Array) -> tuple[Array, Any]:
+    """Return the sum of the weighted losses and W, in at least float32."""
+    dtype = accumulator(xp, terms.dtype)
+    weights = weight_sum(xp, call, dtype) if call.reduction == "mean" else None
+    return total(xp, terms, dtype), weights
+
+
+def finished(xp: Any, sum_: Array, weights: Any, dtype: Any) -> Array:
+    """Return the sum, or the mean if there is a W, in the dtype of the inputs."""
+    return cast(xp, sum_ if weights is None else divided(xp, sum_, weights), dtype)
+
+
+def reduced(xp: Any, call: Call, terms: Array, dtype: Any) -> Array:
+    """Reduce the weighted losses of a prepared call, to the dtype that its inputs had."""
+    if call.reduction == "none":
+        return cast(xp, terms, dtype)
+    return finished(xp, *folded(xp, call, terms), dtype)
+
+
+def terms_of(xp: Any, call: Call) -> Array:
+    """Return the weighted losses of a prepared call."""
+    losses = call.loss.value(xp, *call.operands)
+    return losses if call.weight is None else weighed(xp, call.weight, losses)
+
+
+def value(xp: Any, call: Call) -> Array:
+    """Return the result of the call."""
+    dtype, call = call.operands[0].dtype, prepared(xp, call)
+    return reduced(xp, call, terms_of(xp, call), dtype)
