@@ -57,11 +57,16 @@ def _numpy_plain() -> Iterator[None]:
         yield
 
 
-def _numpy_blocks() -> AbstractContextManager[Any]:
-    from array_api_losses._engines import numpy as engine
+@contextmanager
+def _numpy_blocks() -> Iterator[None]:
+    from array_api_losses._engines import blocks, numpy
 
-    few = {"WHOLE": 1, "PLAIN": 1, "BLOCK": 3, "BIG_BLOCK": 3, "ROWS": 4, "FOR_THREADS": 6}
-    return mock.patch.multiple(engine, **few, allowed=lambda: 2)
+    few = {"BLOCK": 3, "BIG_BLOCK": 3, "ROWS": 4, "FOR_THREADS": 6, "allowed": lambda: 2}
+    with (
+        mock.patch.multiple(numpy, WHOLE=1, PLAIN=1),
+        mock.patch.multiple(blocks, **few),
+    ):
+        yield
 
 
 def _readonly(array: Any) -> Any:

@@ -30,14 +30,15 @@ pytestmark = pytest.mark.library("numpy")
 @pytest.fixture(params=[1, 3, 4, 5])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Cut even small arrays into many blocks."""
+    from array_api_losses._engines import blocks
     from array_api_losses._engines import numpy as engine
 
     monkeypatch.setattr(engine, "WHOLE", 1)
     monkeypatch.setattr(engine, "PLAIN", 1)
-    monkeypatch.setattr(engine, "BLOCK", request.param)
-    monkeypatch.setattr(engine, "BIG_BLOCK", request.param)
-    monkeypatch.setattr(engine, "ROWS", 2 * request.param)
-    monkeypatch.setattr(engine, "FOR_THREADS", 2 * request.param)
+    monkeypatch.setattr(blocks, "BLOCK", request.param)
+    monkeypatch.setattr(blocks, "BIG_BLOCK", request.param)
+    monkeypatch.setattr(blocks, "ROWS", 2 * request.param)
+    monkeypatch.setattr(blocks, "FOR_THREADS", 2 * request.param)
     return request.param
 
 
@@ -141,7 +142,8 @@ def test_a_wrong_label_in_a_late_block(backend: Backend, block: int) -> None:
 
 
 def test_sizes_around_a_block(backend: Backend) -> None:
-    from array_api_losses._engines.numpy import BIG_BLOCK, BLOCK, FOR_THREADS, SMALL, WHOLE
+    from array_api_losses._engines.blocks import BIG_BLOCK, BLOCK, FOR_THREADS
+    from array_api_losses._engines.numpy import SMALL, WHOLE
 
     np = backend.np
     rng = np.random.default_rng(6)
@@ -182,13 +184,11 @@ def test_rows_around_a_block(backend: Backend, name: str, width: int) -> None:
 def test_a_forgotten_block_is_noticed(
     backend: Backend, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from array_api_losses._engines import numpy as engine
+    from array_api_losses._engines import blocks
 
-    over_blocks = engine.NumPy._over_blocks
+    over_blocks = blocks._over_blocks
 
-    def only_the_first(
-        self: Any, formula: Any, work: Any, arguments: Any, outputs: dict[int, Any]
-    ) -> Any:
+    def only_the_first(formula: Any, work: Any, arguments: Any, outputs: dict[int, Any]) -> Any:
         first: list[Any] = []
 
         def forgetful(tape: Any, block: Any, slots: dict[int, Any]) -> Any:
@@ -198,10 +198,10 @@ def test_a_forgotten_block_is_noticed(
 
         for output in outputs.values():
             output[...] = 0
-        return over_blocks(self, formula, forgetful, arguments, outputs)
+        return over_blocks(formula, forgetful, arguments, outputs)
 
     assert block
-    monkeypatch.setattr(engine.NumPy, "_over_blocks", only_the_first)
+    monkeypatch.setattr(blocks, "_over_blocks", only_the_first)
     with pytest.raises(AssertionError):
         for case in fixed_cases():
             check_value(backend, case)
@@ -227,8 +227,8 @@ def test_threads_after_a_fork() -> None:
 import os
 import numpy as np
 from array_api_losses import hinge_embedding_loss
-from array_api_losses._engines import numpy as engine
-engine.allowed = lambda: 2
+from array_api_losses._engines import blocks
+blocks.allowed = lambda: 2
 x = np.ones(2**20 + 1)
 assert hinge_embedding_loss(x, x) == 1
 child = os.fork()
@@ -241,9 +241,9 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_errors_of_other_threads(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    from array_api_losses._engines import numpy as engine
+    from array_api_losses._engines import blocks
 
-    monkeypatch.setattr(engine, "allowed", lambda: 3)
+    monkeypatch.setattr(blocks, "allowed", lambda: 3)
     np = backend.np
     x, y = np.ones(2**20), np.ones(2**20)
     y[-1] = 0

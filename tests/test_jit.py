@@ -18,14 +18,14 @@ loss = xpl.hinge_embedding_loss
 def _quick(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let PyTorch trace everything, but spare it the C++ compiler, which takes seconds a call."""
     if backend.library == "torch":
-        from array_api_losses._engines import torch as engine
+        from array_api_losses._engines import torch_compile
 
         torch = backend.module
         torch.compiler.reset()
         monkeypatch.setattr(
             torch, "compile", partial(torch.compile, fullgraph=True, backend="aot_eager")
         )
-        engine._compiled.cache_clear()
+        torch_compile._compiled.cache_clear()
 
 
 def _route(

@@ -3,14 +3,12 @@
 On the CPU a tensor is an array of NumPy by another name: what autograd does not look into runs on
 the engine of NumPy, on the same memory, in blocks. On CUDA it runs in kernels of the jiterator.
 
-`_Eager` is the quick one, for `backward` and `torch.autograd.grad`. `_Transformed` also knows `jvp`
-and batching, for `torch.func` and forward mode. `_Compiled` is `_Transformed` without `jvp`, which
+`_Eager` is the quick one, for `backward` and `torch.autograd.grad`. `Transformed` also knows `jvp`
+and batching, for `torch.func` and forward mode. `_Compiled` is `Transformed` without `jvp`, which
 `torch.compile` refuses. All hold the arguments, and nothing else, between forward and backward.
 """
 
 from contextlib import suppress
-from functools import cache
-from types import FunctionType
 from typing import Any
 
 import array_api_compat.torch as xp
@@ -50,7 +48,7 @@ def _steep(d: Any) -> Any:
 FASTER["steep"][xp.__name__] = FASTER["sign"][xp.__name__] = _steep
 
 
-class _Static:
+class Static:
     """What a call is, beside its tensors. No tuple: `torch.func` would take that apart."""
 
     def __init__(self, call: Call, numbers: tuple[Any, ...], *, trusted: bool) -> None:
@@ -67,7 +65,7 @@ class _Compiled(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(static: _Static, *tensors: Any) -> Any:
+    def forward(static: Static, *tensors: Any) -> Any:
         return _pipeline.value(xp, static.call(tensors))
 
     @staticmethod
@@ -86,7 +84,7 @@ def _saved(ctx: Any) -> tuple[Call, tuple[bool, ...]]:
     return ctx.static.call(ctx.saved_tensors), ctx.needs_input_grad[1:]
 
 
-class _Transformed(_Compiled):
+class Transformed(_Compiled):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _Compiled.setup_context(ctx, inputs, output)
@@ -103,7 +101,7 @@ class _Transformed(_Compiled):
 
 class _Eager(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, static: _Static, *tensors: Any) -> Any:
+    def forward(ctx: Any, static: Static, *tensors: Any) -> Any:
         call = static.call(tensors)
         result = ENGINE.untracked(call)
         if not call.trusted and call.weight is None and ENGINE.readable(call):
@@ -128,7 +126,7 @@ class Torch(Plain):
     def value(self, call: Call) -> Array:
         if torch.compiler.is_compiling():
             return self.run(call)
-        rule = _rule(call.arguments)
+        rule = rule_for(call.arguments)
         if rule is None:
             return self.untracked(call)
         if rule is not _Eager:
@@ -148,7 +146,7 @@ class Torch(Plain):
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
         found = None
-        if _rule((*call.arguments, cotangent)) is None:
+        if rule_for((*call.arguments, cotangent)) is None:
             found = self.untracked_gradient(call, wanted, cotangent)
         return super().gradient(call, wanted, cotangent) if found is None else found
 
@@ -167,14 +165,18 @@ class Torch(Plain):
         return None
 
     def run(self, call: Call) -> Array:
-        rule = _rule(call.arguments)
+        rule = rule_for(call.arguments)
         return _pipeline.value(xp, call) if rule is None else self._ruled(rule, call)
 
     def _ruled(self, rule: Any, call: Call) -> Array:
-        return rule.apply(*_taken_apart(call))
+        return rule.apply(*taken_apart(call))
 
     def compiled(self, loss: Loss) -> Plain:
-        return self if torch.compiler.is_compiling() else _COMPILED
+        if torch.compiler.is_compiling():
+            return self
+        from array_api_losses._engines import torch_compile
+
+        return torch_compile.ENGINE
 
     def checked(self, call: Call) -> Call:
         try:
@@ -208,70 +210,15 @@ class Torch(Plain):
         return super().number(name, argument, value, like)
 
 
-class _ThroughCompile(Torch):
-    """All of a call through `torch.compile`; labels are not read."""
-
-    def value(self, call: Call) -> Array:
-        if _rule(call.arguments) is _Transformed:
-            return super().value(call)
-        parts = _taken_apart(_without_numbers(call))
-        return _compiled(compiled_value, *_kind(*parts))(*parts)
-
-    def gradient(
-        self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
-    ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        if _rule((*call.arguments, cotangent)) is _Transformed:
-            return super().gradient(call, wanted, cotangent)
-        parts = _taken_apart(_without_numbers(call))
-        compiled = _compiled(compiled_gradient, wanted, cotangent is None, *_kind(*parts))
-        return compiled(wanted, cotangent, *parts)
-
-
-@cache
-def _compiled(function: FunctionType, *kind: Any) -> Any:
-    """Compile a copy of the function: PyTorch gives up on one that sees too many kinds of call."""
-    code = function.__code__.replace(co_name=f"{function.__name__}_{abs(hash(kind))}")
-    return torch.compile(FunctionType(code, function.__globals__))
-
-
-def _kind(static: "_Static", *tensors: Any) -> tuple[Any, ...]:
-    kinds = (t if t is None else (t.dtype, t.ndim, t.requires_grad) for t in tensors)
-    return static.loss, static.reduction, torch.is_grad_enabled(), *kinds
-
-
-def compiled_value(static: _Static, *tensors: Any) -> Any:
-    return ENGINE.run(static.call(tensors))
-
-
-def compiled_gradient(
-    wanted: tuple[bool, ...], cotangent: Any, static: _Static, *tensors: Any
-) -> Any:
-    call = static.call(tensors)
-    value = ENGINE.run(call) if cotangent is None else None
-    return value, _derivatives.pullback(xp, call, wanted, cotangent, ENGINE.run)
-
-
-def _without_numbers(call: Call) -> Call:
-    """Return the call with its numbers as tensors, for `torch.compile` would compile for each."""
-    first = call.operands[0]
-    operands = tuple(
-        o
-        if isinstance(o, torch.Tensor)
-        else torch.scalar_tensor(o, dtype=first.dtype, device=first.device)
-        for o in call.operands
-    )
-    return call._replace(operands=operands)
-
-
-def _taken_apart(call: Call) -> tuple[Any, ...]:
+def taken_apart(call: Call) -> tuple[Any, ...]:
     """Return what a call is beside its tensors, and these."""
     arguments = call.arguments
     tensors = [a if isinstance(a, torch.Tensor) else None for a in arguments]
     numbers = tuple([None if isinstance(a, torch.Tensor) else a for a in arguments])
-    return _Static(call, numbers, trusted=call.trusted), *tensors
+    return Static(call, numbers, trusted=call.trusted), *tensors
 
 
-def _rule(arguments: tuple[Any, ...]) -> Any:
+def rule_for(arguments: tuple[Any, ...]) -> Any:
     """Return the function that autodiff, in the mode it is in now, needs; None if it is not on."""
     compiling = torch.compiler.is_compiling()
     if not compiling and (
@@ -284,7 +231,7 @@ def _rule(arguments: tuple[Any, ...]) -> Any:
             )
         )
     ):
-        return _Transformed
+        return Transformed
     if torch.is_grad_enabled():
         for argument in arguments:  # and not `any`, which is a tenth of a small call
             if isinstance(argument, torch.Tensor) and argument.requires_grad:
@@ -338,5 +285,4 @@ def _tensor(array: Any) -> Any:
 
 
 ENGINE = Torch(xp)
-_COMPILED = _ThroughCompile(xp)
 BY_TYPE.update(dict.fromkeys(TENSORS, ENGINE))

@@ -1,0 +1,71 @@
+"""PyTorch, for `jit`: all of a call through `torch.compile`."""
+
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import array_api_compat.torch as xp
+import torch
+
+from array_api_losses import _derivatives
+from array_api_losses._engines.torch import ENGINE as EAGER
+from array_api_losses._engines.torch import Static, Torch, Transformed, rule_for, taken_apart
+from array_api_losses._loss import Array, Call
+
+
+class _ThroughCompile(Torch):
+    """All of a call through `torch.compile`; labels are not read."""
+
+    def value(self, call: Call) -> Array:
+        if rule_for(call.arguments) is Transformed:
+            return super().value(call)
+        parts = taken_apart(_without_numbers(call))
+        return _compiled(compiled_value, *_kind(*parts))(*parts)
+
+    def gradient(
+        self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
+    ) -> tuple[Array | None, tuple[Array | None, ...]]:
+        if rule_for((*call.arguments, cotangent)) is Transformed:
+            return super().gradient(call, wanted, cotangent)
+        parts = taken_apart(_without_numbers(call))
+        compiled = _compiled(compiled_gradient, wanted, cotangent is None, *_kind(*parts))
+        return compiled(wanted, cotangent, *parts)
+
+
+@cache
+def _compiled(function: FunctionType, *kind: Any) -> Any:
+    """Compile a copy of the function: PyTorch gives up on one that sees too many kinds of call."""
+    code = function.__code__.replace(co_name=f"{function.__name__}_{abs(hash(kind))}")
+    return torch.compile(FunctionType(code, function.__globals__))
+
+
+def _kind(static: Static, *tensors: Any) -> tuple[Any, ...]:
+    kinds = (t if t is None else (t.dtype, t.ndim, t.requires_grad) for t in tensors)
+    return static.loss, static.reduction, torch.is_grad_enabled(), *kinds
+
+
+def compiled_value(static: Static, *tensors: Any) -> Any:
+    return EAGER.run(static.call(tensors))
+
+
+def compiled_gradient(
+    wanted: tuple[bool, ...], cotangent: Any, static: Static, *tensors: Any
+) -> Any:
+    call = static.call(tensors)
+    value = EAGER.run(call) if cotangent is None else None
+    return value, _derivatives.pullback(xp, call, wanted, cotangent, EAGER.run)
+
+
+def _without_numbers(call: Call) -> Call:
+    """Return the call with its numbers as tensors, for `torch.compile` would compile for each."""
+    first = call.operands[0]
+    operands = tuple(
+        o
+        if isinstance(o, torch.Tensor)
+        else torch.scalar_tensor(o, dtype=first.dtype, device=first.device)
+        for o in call.operands
+    )
+    return call._replace(operands=operands)
+
+
+ENGINE = _ThroughCompile(xp)
