@@ -19,7 +19,10 @@ from array_api_losses._loss import Array, Call, Loss
 from array_api_losses._primitives import FASTER
 
 ROW = 2**15
-"""Elements that one block of threads adds up; to a sum without rows, CuPy gives a single block."""
+"""Up to twice so many elements does one block of threads add up.
+
+To a sum without rows, CuPy gives a single block.
+"""
 
 
 def _zero(y: Any) -> Any:
@@ -194,7 +197,7 @@ def _arguments(call: Call) -> list[Any]:
 def _sum(call: Call) -> Array:
     """Return the sum of the weighted losses, in at least float32."""
     loss, arguments, size = call.loss, _arguments(call), call.operands[0].size
-    rows = size // ROW
+    rows = 1 << (size // ROW).bit_length() >> 1  # a power of 2, by which a GPU divides quickly
     if rows <= 1:
         return fused_sum(loss, None)(*arguments)
     if not all(_is_whole(argument, call.shape) for argument in arguments):
