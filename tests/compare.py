@@ -275,19 +275,18 @@ def check_close(
     """Assert |error| <= 1 ulp + `roundings` * u * (sum of absolute terms); each is derived.
 
     An element of the loss is rounded once (`roundings=0` leaves the ulp), or as often as its spec
-    says; a product of k factors k times; a sum of any length stays within 256 roundings of the
-    dtype it is added in.
+    says; a product of k factors k times; a sum of any length stays within 256 roundings. They are
+    those of the dtype that is computed in, at least float32.
     """
     assert len(actual) == len(expected)
-    unit = Fraction(1, 2 ** DIGITS[dtype])
+    unit = Fraction(1, 2 ** max(DIGITS[dtype], DIGITS["float32"]))
     for number, (exact, size) in zip(actual, expected, strict=True):
         assert math.isfinite(number), (number, float(exact))
         error = abs(Fraction(number) - exact)
         assert error <= ulp(exact, dtype) + roundings * unit * size, (number, float(exact))
 
 
-def _sum_roundings(case: Case) -> int:
-    return 4 + case.spec.roundings if case.dtype in {"float16", "bfloat16"} else 256
+SUM_ROUNDINGS = 256
 
 
 def check_value(backend: Backend, case: Case, loss: Callable[..., Any] | None = None) -> None:
@@ -297,7 +296,7 @@ def check_value(backend: Backend, case: Case, loss: Callable[..., Any] | None = 
     whole = case.reduction == "none"
     check_like(backend, result, arrays[case.spec.inputs[0]], case.shape if whole else ())
     roundings = case.spec.roundings + (0 if case.weight is None else 2)
-    roundings = roundings if whole else _sum_roundings(case)
+    roundings = roundings if whole else SUM_ROUNDINGS
     check_close(backend.tolist(result), case.answer().value, case.dtype, roundings)
 
 
@@ -305,9 +304,17 @@ Route = Callable[[Backend, Case, dict[str, Any], str, Any], Any]
 
 
 def check_gradient(
-    backend: Backend, case: Case, route: Route, argument: str, cotangent: list[float] | None
+    backend: Backend,
+    case: Case,
+    route: Route,
+    argument: str,
+    cotangent: list[float] | None,
+    more: int = 0,
 ) -> None:
-    """Compare the gradient in one argument, by one route, with the oracle."""
+    """Compare the gradient in one argument, by one route, with the oracle.
+
+    `more` are the roundings of the route itself.
+    """
     arrays = case.arrays(backend)
     shape = case.shape if case.reduction == "none" else ()
     given = (
@@ -321,7 +328,7 @@ def check_gradient(
     shape = case.full if argument in case.inputs else case.shape
     exact = summed_to(case.answer(cotangent).gradients[argument], shape, small)
     summed = argument == "weight" or small != shape or case.reduction == "mean"
-    roundings = _sum_roundings(case) if summed else 4 + case.spec.roundings
+    roundings = more + (SUM_ROUNDINGS if summed else 4 + case.spec.roundings)
     check_close(backend.tolist(gradient), exact, case.dtype, roundings)
 
 

@@ -41,8 +41,7 @@ def gradients(
     seed: tuple[Any, Array | None],
     slope_in_weight: Array | None,
 ) -> list[Array | None]:
-    """Return the gradient in each wanted argument, by element, in at least float32."""
-    wide = accumulator(xp, call.operands[0].dtype)
+    """Return the gradient in each wanted argument of a prepared call, by element."""
     if call.loss.rowwise and call.weight is None:
         factor, divisor = seed
         factor = factor if divisor is None else divided(xp, factor, divisor)
@@ -58,13 +57,12 @@ def gradients(
             if call.loss.has_rows(i):
                 weight, own_seed = along_row(weight), (along_row(own_seed[0]), own_seed[1])
             # The weight comes first, since 1 / W may overflow; and so that no NaN meets the seed.
-            gradient = weighed(xp, weight, cast(xp, slope, wide))
-            gradient = scaled(xp, gradient, own_seed)
+            gradient = scaled(xp, weighed(xp, weight, slope), own_seed)
             if weight is not None:
                 gradient = forgiven(xp, weight, gradient, gradient)
         found.append(gradient)
     if slope_in_weight is not None:
-        slope_in_weight = scaled(xp, cast(xp, slope_in_weight, wide), seed)
+        slope_in_weight = scaled(xp, slope_in_weight, seed)
     return [*found, slope_in_weight]
 
 
@@ -144,11 +142,11 @@ def pushforward(
                 # Transposed, this keeps the NaN of W = 0 out of elements that are left out.
                 empty = (weight == 0) & (xp.sum(weight) == 0)
                 flow = xp.where(empty, xp.zeros_like(tangent), tangent)
-            term = weighed(xp, weight, cast(xp, slope, wide)) * cast(xp, flow, wide)
+            term = weighed(xp, weight, slope) * cast(xp, flow, wide)
             terms.append(xp.sum(term, axis=-1) if rows else term)
     if wanted[-1]:
         slope = _slope_in_weight(xp, original, value)
-        terms.append(cast(xp, slope, wide) * cast(xp, tangents[-1], wide))
+        terms.append(slope * cast(xp, tangents[-1], wide))
     if not terms:
         nothing = xp.zeros_like(call.operands[0])
         terms = [xp.sum(nothing, axis=-1) if call.loss.rowwise else nothing]

@@ -31,12 +31,12 @@ class Loss:
     `value(xp, *operands)` is the loss of each element. `slopes(xp, wanted, *operands)` is a tuple
     with the partial derivative in each operand that is wanted, and None for the others. Operands
     are the inputs, the label if there is one (1 or -1, in the dtype of the inputs; NaN gives NaN),
-    then the parameters.
+    then the parameters; all come in at least float32.
 
     Where `rowwise`, an element is a row: inputs have a last axis, of the entries of vectors, that
-    labels, parameters and losses do not have, and come in at least float32. There `slopes(xp,
-    wanted, factor, *operands)` multiplies all slopes by a number, or by one of each row, since that
-    is cheaper where rows are still numbers.
+    labels, parameters and losses do not have. There `slopes(xp, wanted, factor, *operands)`
+    multiplies all slopes by a number, or by one of each row, since that is cheaper where rows are
+    still numbers.
     """
 
     name: str

@@ -32,22 +32,20 @@ def cast(xp: Any, array: Array, dtype: Any) -> Array:
 
 
 def prepared(xp: Any, call: Call) -> Call:
-    """Bring all operands and the weight to the dtypes in which they are computed with.
+    """Bring all operands and the weight to the dtype that is computed in, at least float32.
 
     What has no loss becomes NaN, the label or, without one, the parameter: a label other than 1 and
     -1, and whatever stands beside a parameter that is not finite or out of bounds.
     """
     loss, operands, weight, reduction, name, trusted, _ = call
-    at, after, dtype = len(loss.inputs), loss.first_parameter, operands[0].dtype
-    if loss.rowwise:
-        dtype = accumulator(xp, dtype)
-        operands = tuple([cast(xp, o, dtype) if hasattr(o, "dtype") else o for o in operands])
+    at, after, dtype = len(loss.inputs), loss.first_parameter, accumulator(xp, operands[0].dtype)
+    operands = tuple([cast(xp, o, dtype) if hasattr(o, "dtype") else o for o in operands])
     labels, parameters = operands[at:after], operands[after:]
     arrays = [parameter for parameter in parameters if hasattr(parameter, "dtype")]
     if weight is not None:
-        weight = cast(xp, weight, accumulator(xp, dtype))
+        weight = cast(xp, weight, dtype)
     if labels:
-        y = cast(xp, labels[0], dtype)
+        y = labels[0]
         if not trusted:
             y = xp.where(xp.abs(call.label) == 1, y, math.nan)
         for parameter in arrays:
@@ -76,10 +74,9 @@ def forgiven(xp: Any, weight: Array, losses: Array, values: Array) -> Array:
 
 
 def weighed(xp: Any, weight: Array | None, values: Array) -> Array:
-    """weight * values in the dtype of the weight, where zero times anything is zero."""
+    """weight * values, where zero times anything is zero."""
     if weight is None:
         return values
-    values = cast(xp, values, weight.dtype)
     return weight * forgiven(xp, weight, values, values)
 
 
@@ -107,9 +104,8 @@ def divided(xp: Any, values: Any, weights: Any) -> Any:
 
 def folded(xp: Any, call: Call, terms: Array) -> tuple[Array, Any]:
     """Return the sum of the weighted losses and W, in at least float32."""
-    dtype = accumulator(xp, terms.dtype)
-    weights = weight_sum(xp, call, dtype) if call.reduction == "mean" else None
-    return total(xp, terms, dtype), weights
+    weights = weight_sum(xp, call, terms.dtype) if call.reduction == "mean" else None
+    return total(xp, terms, terms.dtype), weights
 
 
 def finished(xp: Any, sum_: Array, weights: Any, dtype: Any) -> Array:

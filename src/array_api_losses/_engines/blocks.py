@@ -65,7 +65,8 @@ class Formula:
         block = self.call.with_arguments(arguments[:count])
         if block.loss.label is not None and block.label.dtype.kind == "i":
             # No other integer rounds to 1, so this is quicker.
-            at, label = len(block.loss.inputs), _pipeline.cast(np, block.label, arguments[0].dtype)
+            wide = _pipeline.accumulator(np, arguments[0].dtype)
+            at, label = len(block.loss.inputs), _pipeline.cast(np, block.label, wide)
             block = block.with_arguments((*arguments[:at], label, *arguments[at + 1 : count]))
         good = _good(block) if self.check else None
         if good is not None and block.weight is None:

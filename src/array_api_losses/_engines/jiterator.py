@@ -1,7 +1,6 @@
 """PyTorch on CUDA: the pipeline as few kernels, by PyTorch's jiterator.
 
-Half precision is computed with in float32, as everything is that meets it. Nothing waits for the
-device: labels are not read, so the loss of a wrong one is NaN.
+Nothing waits for the device: labels are not read, so the loss of a wrong one is NaN.
 """
 
 from collections.abc import Callable, Sequence

@@ -229,11 +229,12 @@ def _noted_of_whole(
 ) -> Replay:
     """Note whether labels are good, the losses, and the gradients for a last argument, the seed."""
     at, after, count = len(loss.inputs), loss.first_parameter, len(loss.operands)
+    wide = _pipeline.accumulator(np, dtype)
 
     def formula(*arguments: Any) -> tuple[Any, ...]:
         arrays, good = arguments[:after], None
         if check:
-            label = _pipeline.cast(np, arguments[at], dtype)
+            label = _pipeline.cast(np, arguments[at], wide)
             good = np.abs(label if label_dtype.kind == "i" else arguments[at]) == 1
             arrays = (*arguments[:at], label)
         call = _pipeline.prepared(np, Call(loss, arrays, None, "sum", None, trusted=True))
@@ -244,7 +245,7 @@ def _noted_of_whole(
         call = call.with_arguments((*operands, None))
         return good, losses, *_derivatives.gradients(np, call, wanted, (arguments[-1], None), None)
 
-    kinds = [dtype] * count + [_pipeline.accumulator(np, dtype)] * bool(wanted)
+    kinds = [dtype] * count + [wide] * bool(wanted)
     kinds[after - 1] = label_dtype
     rows = (1,) if width is None else (1, width)
     samples = [np.ones(rows if i < at else 1, dtype=kind) for i, kind in enumerate(kinds)]

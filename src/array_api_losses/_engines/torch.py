@@ -32,8 +32,9 @@ KERNELS: Any = None
 with suppress(ImportError):  # the jiterator is a beta feature of PyTorch
     from array_api_losses._engines.jiterator import ENGINE as KERNELS
 
-HOSTED = frozenset({torch.float32, torch.float64})
-"""The dtypes that NumPy has too, and sums as exactly."""
+HALVES = frozenset({torch.float16, torch.bfloat16})
+HOSTED = HALVES | {torch.float32, torch.float64}
+"""The dtypes that NumPy has too, and those that PyTorch converts sooner, or NumPy does not know."""
 
 TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 """Types whose values lie in memory; a subclass may do anything."""
@@ -137,7 +138,7 @@ class Torch(Plain):
         """Return the result, of which autodiff need not know."""
         host = _host(call)
         if host is not None:
-            return _tensor(NUMPY.value(host[0]))
+            return _tensor(NUMPY.value(host[0]), call.operands[0].dtype)
         if _takes_kernel(call):
             return KERNELS.run(call)
         return _pipeline.value(xp, self.checked(call))
@@ -157,7 +158,8 @@ class Torch(Plain):
         host = _host(call, cotangent)
         if host is not None:
             value, gradients = NUMPY.gradient(host[0], wanted, host[1])
-            return _tensor(value), tuple(map(_tensor, gradients))
+            dtype = call.operands[0].dtype
+            return _tensor(value, dtype), tuple([_tensor(g, dtype) for g in gradients])
         if _takes_kernel(call, cotangent):
             found: tuple[Array | None, tuple[Array | None, ...]]
             found = KERNELS.gradient(call, wanted, cotangent)
@@ -259,7 +261,10 @@ def _takes_kernel(call: Call, cotangent: Any = None) -> bool:
 
 
 def _host(call: Call, cotangent: Any = None) -> tuple[Call, Any] | None:
-    """Return the call, and the cotangent, in arrays of NumPy on the same memory, if that can be."""
+    """Return the call, and the cotangent, in arrays of NumPy, if that can be.
+
+    They are on the same memory; but half precision is in float32, in which it is computed anyway.
+    """
     loss, operands, weight, reduction, name, trusted, _ = call
     first = operands[0]
     if NUMPY is None or first.dtype not in HOSTED or not first.is_cpu or _watched():
@@ -269,7 +274,8 @@ def _host(call: Call, cotangent: Any = None) -> tuple[Call, Any] | None:
         array = argument
         if type(argument) in TENSORS:
             try:
-                array = (argument.detach() if argument.requires_grad else argument).numpy()
+                array = argument.detach() if argument.requires_grad else argument
+                array = (array.float() if array.dtype in HALVES else array).numpy()
             except (RuntimeError, TypeError):  # within `vmap`, or not a strided tensor
                 return None
         elif isinstance(argument, torch.Tensor):
@@ -279,9 +285,9 @@ def _host(call: Call, cotangent: Any = None) -> tuple[Call, Any] | None:
     return Call(loss, tuple(arrays), weight, reduction, name, trusted), cotangent
 
 
-def _tensor(array: Any) -> Any:
+def _tensor(array: Any, dtype: Any) -> Any:
     """Turn a result of NumPy, an array or a scalar, into a tensor."""
-    return None if array is None else torch.from_numpy(asarray(array))
+    return None if array is None else torch.from_numpy(asarray(array)).to(dtype)
 
 
 ENGINE = Torch(xp)

@@ -99,8 +99,9 @@ def hinge_embedding_loss(
     Notes
     -----
     Arguments never broadcast beyond the shape of `input`, and `input` and `label` not at all. The
-    slope at ``x == margin`` with label -1 is 0 in every library. On size 0 "sum" is 0 and "mean" is
-    NaN, as it is where the weights sum to 0. Lazy arrays stay lazy.
+    slope at ``x == margin`` with label -1 is 0 in every library. float16 and bfloat16 are computed
+    in float32. On size 0 "sum" is 0 and "mean" is NaN, as it is where the weights sum to 0. Lazy
+    arrays stay lazy.
 
     The order and meaning of the arguments are those of
     ``paddle.nn.functional.hinge_embedding_loss``. In PyTorch `label` is called `target`, and

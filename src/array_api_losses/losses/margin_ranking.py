@@ -102,8 +102,9 @@ def margin_ranking_loss(
     Notes
     -----
     `input`, `other` and `label` never broadcast. The slope is 0 in every library where the scores
-    are exactly the margin apart, and so, with the margin 0, where they are equal. On size 0 "sum"
-    is 0 and "mean" is NaN, as it is where the weights sum to 0. Lazy arrays stay lazy.
+    are exactly the margin apart, and so, with the margin 0, where they are equal. float16 and
+    bfloat16 are computed in float32. On size 0 "sum" is 0 and "mean" is NaN, as it is where the
+    weights sum to 0. Lazy arrays stay lazy.
 
     The order and meaning of the arguments are those of
     ``paddle.nn.functional.margin_ranking_loss``, whose slope at the kink is 0 too. PyTorch calls
