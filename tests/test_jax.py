@@ -123,3 +123,16 @@ def test_without_64_bits(backend: Backend) -> None:
         assert value.dtype == gradient.dtype == "float32"
         assert value == 0.5
         assert gradient.tolist() == [1, -1, 0]
+
+
+def test_a_random_key_is_no_input(backend: Backend, label: Any) -> None:
+    import jax
+
+    x, key = backend.asarray([0.3, -0.4, 1.8, 2.5, 0.1]), jax.random.split(jax.random.key(0), 5)
+    for arguments, text in (
+        ((key, label), "`input` has dtype key<fry>; it must be real floating"),
+        ((x, key), "`label` has dtype key<fry>; it must"),
+        ((x, label, key), "`margin` has dtype key<fry> but `input` has dtype float64; it must"),
+    ):
+        with pytest.raises(TypeError, match=f"^hinge_embedding_loss: {text}"):
+            loss(*arguments)

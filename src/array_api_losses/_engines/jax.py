@@ -118,6 +118,10 @@ class JAX(Plain):
             found += array.dtype, array.sharding, array.committed
         return tuple(found)
 
+    def kind(self, dtype: Any) -> str:
+        # To ask what kind the dtype of a random key is, is an error.
+        return "other" if jnp.issubdtype(dtype, jax.dtypes.extended) else super().kind(dtype)
+
     def device(self, array: Array) -> Any:
         if isinstance(array, jax.core.Tracer) or not array.committed:
             return None  # JAX takes what is not committed to a device to wherever the others are
