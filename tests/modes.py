@@ -63,7 +63,7 @@ def _numpy_blocks() -> Iterator[None]:
 
     few = {"BLOCK": 3, "BIG_BLOCK": 3, "ROWS": 4, "FOR_THREADS": 6, "allowed": lambda: 2}
     with (
-        mock.patch.multiple(numpy, WHOLE=1, PLAIN=1),
+        mock.patch.multiple(numpy, WHOLE=1, AT_ONCE=1),
         mock.patch.multiple(blocks, **few),
     ):
         yield

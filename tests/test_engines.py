@@ -34,7 +34,7 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     from array_api_losses._engines import numpy as engine
 
     monkeypatch.setattr(engine, "WHOLE", 1)
-    monkeypatch.setattr(engine, "PLAIN", 1)
+    monkeypatch.setattr(engine, "AT_ONCE", 1)
     monkeypatch.setattr(blocks, "BLOCK", request.param)
     monkeypatch.setattr(blocks, "BIG_BLOCK", request.param)
     monkeypatch.setattr(blocks, "ROWS", 2 * request.param)
@@ -139,6 +139,20 @@ def test_a_wrong_label_in_a_late_block(backend: Backend, block: int) -> None:
     mask = (y == 1).astype(float)
     assert loss(x, y, weight=mask) == 1
     assert loss(x, y, np.where(y == 1, 1, np.inf), weight=mask) == 1
+
+
+def test_a_margin_that_is_a_number_or_an_array(backend: Backend) -> None:
+    """An array may hold what is no margin, so the one is not computed as the other was."""
+    np = backend.np
+    x, y, w = np.asarray([0.5, 2.0]), np.asarray([1, -1]), np.asarray([1.0, 2.0])
+    for _ in range(2):
+        for margin, expected in (
+            (1.0, 0.5),
+            (np.asarray([1.0, np.inf]), np.nan),
+            (np.asarray(np.inf), np.nan),
+            (3.0, 2.5),
+        ):
+            np.testing.assert_equal(loss(x, y, margin, "sum", weight=w), expected)
 
 
 def test_sizes_around_a_block(backend: Backend) -> None:

@@ -48,26 +48,26 @@ def agree(call: "Call") -> tuple["Plain", "Call"]:
     """
     loss, operands, weight, reduction, name, _, compiled = call
     engine = engine_of(operands[0])
-    simple = weight is None and type(reduction) is str and type(name) in _TEXT
-    if engine is None or not simple:
+    if engine is None or type(reduction) is not str or type(name) not in _TEXT:
         return _checked(call)
     count = loss.first_parameter
     parameters = operands[count:]
     for parameter in parameters:
         if type(parameter) is not float:
             return _checked(call)
-    arrays = operands[:count]
+    inputs = operands[:count]
+    arrays = inputs if weight is None else (*inputs, weight)
     shape = operands[0].shape
     if loss.rowwise and not shape:
         return _checked(call)
     traits = engine.traits(arrays)
     if traits is None:
         return _checked(call)
-    seen = loss, reduction, compiled, parameters, traits
+    seen = loss, reduction, compiled, parameters, weight is None, traits
     known = _AGREED.get(seen)
     if known is not None and _of_one_shape(loss, arrays):
         engine, rounded = known
-        return engine, call if rounded is None else call.with_arguments((*arrays, *rounded, None))
+        return engine, call if rounded is None else call.with_arguments((*inputs, *rounded, weight))
     engine, call = _checked(call)
     if len(_AGREED) >= _MOST_AGREED:
         _AGREED.clear()
@@ -77,7 +77,7 @@ def agree(call: "Call") -> tuple["Plain", "Call"]:
 
 
 def _of_one_shape(loss: "Loss", arrays: tuple[Any, ...]) -> bool:
-    """Whether inputs and label have the shapes that they need."""
+    """Whether inputs, label and weight have the same shape, as far as they are to."""
     shape, left = arrays[0].shape, len(loss.inputs)
     for array in arrays:
         if left == 0 and loss.rowwise:

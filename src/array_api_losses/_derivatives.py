@@ -141,7 +141,7 @@ def pushforward(
             if weight is not None and call.reduction == "mean":
                 # Transposed, this keeps the NaN of W = 0 out of elements that are left out.
                 empty = (weight == 0) & (xp.sum(weight) == 0)
-                flow = xp.where(empty, xp.zeros_like(tangent), tangent)
+                flow = xp.where(empty, 0.0, tangent)
             term = weighed(xp, weight, slope) * cast(xp, flow, wide)
             terms.append(xp.sum(term, axis=-1) if rows else term)
     if wanted[-1]:
@@ -173,7 +173,7 @@ def _slope_in_weight(xp: Any, original: Call, value: Callable[[Call], Array]) ->
     losses = value(original._replace(weight=rest, reduction="none"))
     if call.reduction != "mean":
         return losses
-    return xp.where(left_out, xp.zeros_like(losses), losses - value(original))
+    return xp.where(left_out, 0.0, losses - value(original))
 
 
 def slope_in_weight(xp: Any, weight: Array, losses: Array, mean: Array | None) -> Array:

@@ -70,7 +70,7 @@ def _admitted(xp: Any, loss: Loss, parameter: Array) -> Array:
 
 def forgiven(xp: Any, weight: Array, losses: Array, values: Array) -> Array:
     """`values`, but 0 where the weight is zero and the loss is not finite."""
-    return xp.where((weight == 0) & ~xp.isfinite(losses), xp.zeros_like(values), values)
+    return xp.where((weight == 0) & ~xp.isfinite(losses), 0.0, values)
 
 
 def weighed(xp: Any, weight: Array | None, values: Array) -> Array:

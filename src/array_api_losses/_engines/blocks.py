@@ -16,7 +16,7 @@ from array_api_losses import _derivatives, _pipeline
 from array_api_losses._arrays import check_labels
 from array_api_losses._engines.replay import Replay
 from array_api_losses._engines.threads import allowed, shared
-from array_api_losses._loss import Array, Call
+from array_api_losses._loss import Array, Call, Loss
 
 T = TypeVar("T")
 
@@ -32,6 +32,11 @@ ROWS = 2**18
 FOR_THREADS = 2**20
 """So many elements keep more than one thread busy."""
 
+FEW = 64
+"""Up to so many labels are looked at fastest in Python."""
+
+SIGNS = frozenset({1, -1})
+
 MOST_TAPES = 64
 TAPES: dict[Any, Replay] = {}
 """What has been noted of formulas; those of small arrays too."""
@@ -39,46 +44,45 @@ TAPES: dict[Any, Replay] = {}
 
 @dataclass(frozen=True)
 class Formula:
-    """What is computed of a block: whether its labels are good, the weighted losses, gradients."""
+    """What is computed of a block: whether its labels are good, the weighted losses, gradients.
+
+    It takes the arguments of the call, then what slopes are multiplied and divided by, and the mean
+    that slopes in the weight are about.
+    """
 
     call: Call
     wanted: tuple[bool, ...]
-    seed: tuple[Any, Array | None]
-    mean: Array | None
     losses: bool
     check: bool
 
     @property
     def key(self) -> tuple[Any, ...]:
         """All that decides on the operations, but the arguments."""
-        call, seed = self.call, "varying" if self.varying else tuple(map(_exactly, self.seed))
-        parts = (call.loss, call.trusted, self.wanted, seed, _exactly(self.mean))
-        return (*parts, self.losses, self.check)
-
-    @property
-    def varying(self) -> list[Array]:
-        """A cotangent that is an array, and so comes in blocks too."""
-        return [] if np.ndim(self.seed[0]) == 0 else [self.seed[0]]
+        return self.call.loss, self.call.trusted, self.wanted, self.losses, self.check
 
     def __call__(self, *arguments: Any) -> tuple[Any, ...]:
-        count = len(self.call.arguments)
-        block = self.call.with_arguments(arguments[:count])
-        if block.loss.label is not None and block.label.dtype.kind == "i":
+        *own, factor, divisor, mean = arguments
+        call, loss, at = self.call, self.call.loss, len(self.call.loss.inputs)
+        if loss.label is not None and own[at].dtype.kind == "i":
             # No other integer rounds to 1, so this is quicker.
-            wide = _pipeline.accumulator(np, arguments[0].dtype)
-            at, label = len(block.loss.inputs), _pipeline.cast(np, block.label, wide)
-            block = block.with_arguments((*arguments[:at], label, *arguments[at + 1 : count]))
+            own[at] = _pipeline.cast(np, own[at], _pipeline.accumulator(np, own[0].dtype))
+        # Numbers need no preparing; what stands in for one does not know that it is one.
+        numbers = [type(argument) is float for argument in call.arguments]
+        known = zip(numbers, call.arguments, own, strict=True)
+        block = call.with_arguments(tuple([a if number else b for number, a, b in known]))
         good = _good(block) if self.check else None
         if good is not None and block.weight is None:
             block = block.as_trusted()
         block = _pipeline.prepared(np, block)
+        known = zip(numbers, own, block.arguments, strict=True)
+        block = block.with_arguments(tuple([a if number else b for number, a, b in known]))
         terms = in_weight = None
         if self.losses or self.wanted[-1]:
-            losses = block.loss.value(np, *block.operands)
+            losses = loss.value(np, *block.operands)
             terms = _pipeline.weighed(np, block.weight, losses) if self.losses else None
             if self.wanted[-1]:
-                in_weight = _derivatives.slope_in_weight(np, block.weight, losses, self.mean)
-        seed = (arguments[count], None) if self.varying else self.seed
+                in_weight = _derivatives.slope_in_weight(np, block.weight, losses, mean)
+        seed = factor, divisor
         return good, terms, *_derivatives.gradients(np, block, self.wanted, seed, in_weight)
 
 
@@ -105,7 +109,7 @@ def in_blocks(
     wide = _pipeline.accumulator(np, first.dtype)
     wanted = wanted or (False,) * len(call.arguments)
     small = [np.size(argument) <= 1 for argument in call.arguments]
-    formula = Formula(call, wanted, seed, mean, losses is not False, check and not call.trusted)
+    formula = Formula(call, wanted, losses is not False, check and not call.trusted)
     arrays: dict[int, Any] = {}  # by their place among the results of the formula
     if isinstance(losses, np.ndarray):
         arrays[1] = losses
@@ -127,7 +131,7 @@ def in_blocks(
         ]
 
     over = _over_rows if call.loss.rowwise else _over_blocks
-    sums = over(formula, work, [*call.arguments, *formula.varying], arrays)
+    sums = over(formula, work, [*call.arguments, *seed, mean], arrays)
     total, *totals = np.sum(np.asarray(sums, dtype=np.float64), axis=0)
     return total, tuple(
         None
@@ -137,6 +141,51 @@ def in_blocks(
         else _derivatives.summed_to(np, arrays[i + 2], argument.shape, first.dtype)
         for i, (want, argument) in enumerate(zip(wanted, call.arguments, strict=True))
     )
+
+
+def at_once(
+    call: Call,
+    wanted: tuple[bool, ...] | None = None,
+    seed: tuple[Any, Any] = (1, None),
+    mean: Any = None,
+    *,
+    losses: Array | bool,
+    check: bool = True,
+) -> tuple[Any, tuple[Array | None, ...]]:
+    """As `in_blocks`, of few elements: without blocks, in new arrays."""
+    check = check and not call.trusted
+    if check and call.label.size <= FEW and SIGNS.issuperset(call.label.ravel().tolist()):
+        call, check = call.as_trusted(), False
+    dtype = call.operands[0].dtype
+    wide = np.dtype(_pipeline.accumulator(np, dtype))
+    formula = Formula(call, wanted or (False,) * len(call.arguments), losses is not False, check)
+    # A number of NumPy would else decide on the dtype of what it meets.
+    more = [wide.type(n) if isinstance(n, np.generic) else n for n in (*seed, mean)]
+    arguments = (*call.arguments, *more)
+    kinds = tuple([getattr(a, "dtype", float if type(a) is float else a) for a in arguments])
+    width = call.operands[0].shape[-1] if call.loss.rowwise else None
+    key = formula.key, kinds, width
+    tape = TAPES.get(key) or noted(key, formula, _samples(call.loss, kinds, width, wide))
+    good, terms, *found = tape.anew(arguments)
+    if check and not good.all():
+        check_labels(np, call)
+    if isinstance(losses, np.ndarray):
+        losses[...] = terms
+    total = np.add.reduce(terms, None, wide) if losses is True else 0.0
+    return total, tuple(
+        None if g is None else _derivatives.summed_to(np, g, a.shape, dtype)[()]
+        for g, a in zip(found, call.arguments, strict=True)
+    )
+
+
+def _samples(loss: Loss, kinds: tuple[Any, ...], width: int | None, wide: Any) -> list[Any]:
+    """Return arguments of these dtypes, of one element each; numbers come in the wide one."""
+    return [
+        np.ones((1, width) if loss.has_rows(i) else 1, dtype=wide if kind is float else kind)
+        if kind is float or isinstance(kind, np.dtype)
+        else kind
+        for i, kind in enumerate(kinds)
+    ]
 
 
 def _over_blocks(

@@ -11,7 +11,7 @@ import array_api_compat.numpy as np
 
 from array_api_losses import _derivatives, _pipeline
 from array_api_losses._arrays import check_labels
-from array_api_losses._engines.blocks import TAPES, empty, in_blocks, noted
+from array_api_losses._engines.blocks import FEW, SIGNS, TAPES, at_once, empty, in_blocks, noted
 from array_api_losses._engines.faster import PRIMITIVES
 from array_api_losses._engines.plain import Plain
 from array_api_losses._engines.replay import Replay
@@ -26,16 +26,11 @@ SMALL = 2**12
 SMALL_ROWS = 2**13
 """Likewise up to so many entries of rows."""
 
-PLAIN = 2**15
-"""Up to so many elements take the plain path where the call is not simple."""
+AT_ONCE = 2**15
+"""Up to so many elements are not cut into blocks where the call is not simple."""
 
 WHOLE = 2**18
-"""Up to so many elements are not cut into blocks where the call is simple."""
-
-FEW = 64
-"""Up to so many labels are looked at fastest in Python."""
-
-SIGNS = frozenset({1, -1})
+"""The same where it is."""
 
 for primitive, function in PRIMITIVES.items():
     FASTER[primitive][np.__name__] = function
@@ -61,21 +56,24 @@ def _quietly(function: Callable[..., T], *arguments: Any) -> T:
 
 
 class NumPy(Plain):
-    """Few elements take the plain path; more come in blocks."""
+    """Few elements are computed at once; more come in blocks."""
 
     def value(self, call: Call) -> Array:
-        first = call.operands[0]
-        if first.size <= WHOLE and _is_simple(call):
+        size = call.operands[0].size
+        if size <= WHOLE and _is_simple(call):
             return _quietly(self._whole, call, (), None)[0]
-        if first.size <= PLAIN:
-            return super().value(call)
+        if size <= AT_ONCE:
+            return _quietly(self._value, at_once, call)
+        with self.quiet():
+            return self._value(in_blocks, call)
+
+    def _value(self, over: Any, call: Call) -> Array:
         if call.reduction == "none":
             result = empty(call)
-            in_blocks(call, losses=result)
-            return result
-        with self.quiet():
-            total = in_blocks(call, losses=True)[0]
-            return _pipeline.finished(np, total, self._weights(call), first.dtype)[()]
+            over(call, losses=result)
+            return result if result.ndim else result[()]  # as NumPy's own functions
+        total, weights = over(call, losses=True)[0], self._weights(call)
+        return _pipeline.finished(np, total, weights, call.operands[0].dtype)[()]
 
     def _whole(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -112,40 +110,40 @@ class NumPy(Plain):
         )
 
     def folded(self, call: Call) -> tuple[Any, Any]:
-        if call.operands[0].size <= PLAIN:
-            return super().folded(call)
-        return in_blocks(call, losses=True, check=False)[0], self._weights(call)
+        over = at_once if call.operands[0].size <= AT_ONCE else in_blocks
+        return over(call, losses=True, check=False)[0], self._weights(call)
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        first = call.operands[0]
-        if first.size <= WHOLE and _is_simple(call):
+        size = call.operands[0].size
+        if size <= WHOLE and _is_simple(call):
             return _quietly(self._whole, call, wanted, cotangent)
-        if first.size <= PLAIN:
-            return super().gradient(call, wanted, cotangent)
+        if size <= AT_ONCE:
+            return _quietly(self._gradient, at_once, call, wanted, cotangent)
         with self.quiet():
-            weights = self._weights(call)
-            seed = _derivatives.seed_of(np, call, cotangent, weights)
-            value = mean = None
-            losses: Any = False
-            if call.reduction == "mean" and wanted[-1]:
-                # It has to be known beforehand, and is not rounded yet where it meets the losses.
-                total = in_blocks(call, losses=True)[0]
-                wide = _pipeline.accumulator(np, first.dtype)
-                mean = _pipeline.finished(np, total, weights, wide)[()]
-                value = _pipeline.cast(np, mean, first.dtype)
-            elif cotangent is None:
-                losses = call.reduction != "none" or empty(call)
-            total, gradients = in_blocks(call, wanted, seed, mean, losses=losses)
-            if losses is True:
-                value = _pipeline.finished(np, total, weights, first.dtype)[()]
-            elif losses is not False:
-                value = losses
-        return (value if cotangent is None else None), gradients
+            return self._gradient(in_blocks, call, wanted, cotangent)
 
-    def run(self, call: Call) -> Array:
-        return _pipeline.value(np, call)[()]  # as NumPy's own `sum`: a scalar, not a 0-d array
+    def _gradient(
+        self, over: Any, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
+    ) -> tuple[Array | None, tuple[Array | None, ...]]:
+        dtype, weights = call.operands[0].dtype, self._weights(call)
+        seed = _derivatives.seed_of(np, call, cotangent, weights)
+        value = mean = None
+        losses: Any = False
+        if call.reduction == "mean" and wanted[-1]:
+            # It has to be known beforehand, and is not rounded yet where it meets the losses.
+            total = over(call, losses=True)[0]
+            mean = _pipeline.finished(np, total, weights, _pipeline.accumulator(np, dtype))[()]
+            value = _pipeline.cast(np, mean, dtype)
+        elif cotangent is None:
+            losses = call.reduction != "none" or empty(call)
+        total, gradients = over(call, wanted, seed, mean, losses=losses)
+        if losses is True:
+            value = _pipeline.finished(np, total, weights, dtype)[()]
+        elif losses is not False:
+            value = losses if losses.ndim else losses[()]
+        return (value if cotangent is None else None), gradients
 
     def checked(self, call: Call) -> Call:
         if call.trusted:
