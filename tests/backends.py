@@ -206,7 +206,9 @@ class Backend:
             array = array.get()
         if self.library == "strict":
             array = array.to_device(self.module.Device("CPU_DEVICE"))
-        array = self.np.asarray(array)
+        declared, array = array.dtype, self.np.asarray(array)
+        if self.library == "dask":  # which knows it beforehand
+            assert array.dtype == declared, (array.dtype, declared)
         return array.astype("float32") if str(array.dtype) == "bfloat16" else array
 
     def tolist(self, array: Any) -> list[float]:

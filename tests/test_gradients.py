@@ -219,6 +219,37 @@ def test_a_nan_stays_where_it_is(backend: Backend, route: Route) -> None:
     backend.np.testing.assert_array_equal(backend.tonumpy(gradient), [NAN, NAN, 2, -2])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_sums_along_any_axis_are_as_exact(backend: Backend, dtype: str) -> None:
+    """Of a margin for each column NumPy would add row after row."""
+    backend.require("large")
+    if dtype == "float16":
+        backend.require(dtype)
+    n = 2**18
+    for shape, margin_shape in (((n, 2), (2,)), ((2, n, 2), (2, 1, 2))):
+        x, y = backend.np.zeros(shape), -backend.np.ones(shape)
+        arrays = [backend.asarray(x, dtype), backend.asarray(y, "int8")]
+        margin = backend.asarray(backend.np.ones(margin_shape), dtype)
+        _, pullback = xpl.vjp(loss, *arrays, margin, "sum", argnums="margin")
+        found = backend.tolist(pullback(backend.asarray(0.0999755859375, dtype)))
+        exact = min(n * 0.0999755859375, INF)
+        assert all(abs(f - exact) <= 2**-16 * exact for f in found), found
+
+
+def test_half_precision_of_a_margin_beside_weights(backend: Backend, route: Route) -> None:
+    """What the elements add to the margin's slope is added up in float32, by every route."""
+    backend.require("float16")
+    n = 1000
+    arrays = {
+        "input": backend.asarray([0.0] * n, "float16"),
+        "label": backend.asarray([-1] * n, "int8"),
+        "margin": backend.asarray(1.0, "float16"),
+        "weight": backend.asarray([1.0] * n, "float16"),
+    }
+    gradient = route(backend, Case((n,), {}), arrays, "margin", None)
+    assert backend.tolist(gradient) == [1]
+
+
 def test_value_comes_with_the_gradient(backend: Backend) -> None:
     for case in some_cases():
         both = xpl.value_and_grad(case.function)

@@ -22,6 +22,7 @@ from array_api_losses._pipeline import (
     weighed,
     weight_sum,
 )
+from array_api_losses._primitives import over
 
 
 def seed_of(xp: Any, call: Call, cotangent: Array | None, weights: Any) -> tuple[Any, Array | None]:
@@ -137,12 +138,13 @@ def pushforward(
     for i, (slope, tangent) in enumerate(zip(slopes, tangents, strict=False)):
         if slope is not None:
             rows = call.loss.has_rows(i)
-            flow, weight = tangent, along_row(call.weight) if rows else call.weight
+            # In the wide dtype first: transposed, what is broadcast is then added up in that too.
+            flow, weight = cast(xp, tangent, wide), along_row(call.weight) if rows else call.weight
             if weight is not None and call.reduction == "mean":
                 # Transposed, this keeps the NaN of W = 0 out of elements that are left out.
                 empty = (weight == 0) & (xp.sum(weight) == 0)
-                flow = xp.where(empty, 0.0, tangent)
-            term = weighed(xp, weight, slope) * cast(xp, flow, wide)
+                flow = xp.where(empty, 0.0, flow)
+            term = weighed(xp, weight, slope) * flow
             terms.append(xp.sum(term, axis=-1) if rows else term)
     if wanted[-1]:
         slope = _slope_in_weight(xp, original, value)
@@ -184,9 +186,11 @@ def slope_in_weight(xp: Any, weight: Array, losses: Array, mean: Array | None) -
 def summed_to(xp: Any, gradient: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """Sum over the axes along which an argument was broadcast, and give it its dtype."""
     extra = gradient.ndim - len(shape)
+    axes = tuple(
+        i for i, n in enumerate(gradient.shape) if i < extra or (shape[i - extra] == 1 and n != 1)
+    )
+    if axes:
+        gradient = over(xp, gradient, axes)
     if extra:
-        gradient = xp.sum(gradient, axis=tuple(range(extra)))
-    ones = tuple(i for i, n in enumerate(shape) if n == 1 and gradient.shape[i] != 1)
-    if ones:
-        gradient = xp.sum(gradient, axis=ones, keepdims=True)
+        gradient = xp.squeeze(gradient, axis=tuple(range(extra)))
     return cast(xp, gradient, dtype)

@@ -5,6 +5,7 @@ Chunks may be of any library and of unknown size, so labels are never read: a wr
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 import array_api_compat.dask.array as xp
@@ -15,6 +16,7 @@ from array_api_losses._arrays import agree
 from array_api_losses._engines import engine_of
 from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call
+from array_api_losses._primitives import FASTER
 
 
 class Dask(Plain):
@@ -146,8 +148,8 @@ def _chunk_sums(*arguments: Any, call: Call) -> Array:
     with engine.quiet():
         total, weights = engine.folded(call)
         total = xp.asarray(total, dtype=_pipeline.accumulator(xp, call.operands[0].dtype))
-        weights = 0 if weights is None else weights
-        sums = xp.stack([total, xp.ones_like(total) * weights])
+        weights = xp.ones_like(total) * (0 if weights is None else weights)
+        sums = xp.stack([total, _pipeline.cast(xp, weights, total.dtype)])
     return xp.reshape(sums, (1,) * len(call.shape) + (2,))
 
 
@@ -171,5 +173,8 @@ def _chunk(call: Call, arguments: Sequence[Any]) -> tuple[Plain, Call]:
 def _engine(chunk: Array) -> Plain:
     return cast("Plain", engine_of(chunk))
 
+
+# Chunks stay as they are, so that NumPy cannot add pairwise; it adds in float64.
+FASTER["over"][xp.__name__] = partial(da.sum, keepdims=True, dtype=da.float64)
 
 ENGINE = Dask(xp)
