@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from backends import Backend
-from compare import check_value, fixed_cases
+from compare import check_value, fixed_cases, some_cases
 
 import array_api_losses as xpl
 
@@ -67,3 +67,18 @@ def test_a_wrong_label_in_a_large_chunk(backend: Backend) -> None:
     assert backend.np.isnan(backend.tonumpy(loss(x, y, reduction="none"))).sum() == 1
     _, gradient = xpl.value_and_grad(loss)(x, y, reduction="sum")
     assert backend.np.isnan(backend.tonumpy(gradient)).sum() == 1
+
+
+def test_chunks_of_a_library_without_an_engine(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import array_api_compat.numpy as xp
+
+    from array_api_losses import _arrays, _engines
+    from array_api_losses._engines.plain import Plain
+
+    monkeypatch.setitem(_engines.BY_TYPE, xp.ndarray, Plain(xp))
+    monkeypatch.setattr(_arrays, "_AGREED", {})
+    with xp.errstate(all="ignore"):
+        for case in some_cases():
+            check_value(backend, case)
