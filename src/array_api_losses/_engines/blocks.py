@@ -1,8 +1,9 @@
-"""Large arrays of NumPy in blocks that stay in the cache, so that memory does not grow with them.
+"""What NumPy computes of a call: of few elements at once, of many in blocks.
 
-A block is checked, converted, computed and added up while it is near; value and gradient come from
-one pass. `numpy.nditer` cuts the blocks, in the order of memory, from arrays of any layout, and a
-few threads share them: NumPy lets go of the interpreter while it computes.
+These stay in the cache, so that memory does not grow with the arrays. A block is checked,
+converted, computed and added up while it is near; value and gradient come from one pass.
+`numpy.nditer` cuts the blocks, in the order of memory, from arrays of any layout, and a few threads
+share them: NumPy lets go of the interpreter while it computes.
 """
 
 import math
@@ -39,7 +40,7 @@ SIGNS = frozenset({1, -1})
 
 MOST_TAPES = 64
 TAPES: dict[Any, Replay] = {}
-"""What has been noted of formulas; those of small arrays too."""
+"""What has been noted of formulas."""
 
 
 @dataclass(frozen=True)
