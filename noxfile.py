@@ -176,8 +176,9 @@ def _beyond(session: nox.Session, name: str, group: str, **env: str) -> None:
 def _pytest(session: nox.Session, name: str, *arguments: str, **env: str) -> None:
     """Run tests, and keep what they reached; the session `coverage` judges the sum."""
     measure = ("--cov=array_api_losses", "--cov-branch", "--cov-report=", "--cov-fail-under=0")
+    stuck = "--timeout=600"  # seconds of one test; processes that wait for each other fail then
     env = {"COVERAGE_FILE": f".coverage.{name}", **env}
-    session.run("pytest", *arguments, *measure, *session.posargs, env=env)
+    session.run("pytest", *arguments, *measure, stuck, *session.posargs, env=env)
 
 
 def _cupy_group(session: nox.Session) -> str:

@@ -46,6 +46,31 @@ def test_no_warning_where_the_sums_of_chunks_overflow(backend: Backend) -> None:
     ]
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_a_chunk_of_the_gradient_reads_one_of_the_inputs(backend: Backend, reduction: str) -> None:
+    """If it read the others, through the mean, Dask would hold them all until the first is done."""
+    read = {"input": 0, "label": 0, "weight": 0}
+
+    def counted(name: str) -> Any:
+        def count(chunk: Any) -> Any:
+            read[name] += chunk.size > 0
+            return chunk
+
+        ones = backend.module.ones(8, chunks=2)
+        return ones.map_blocks(count, dtype=ones.dtype, meta=ones._meta)
+
+    arrays = {name: counted(name) for name in read}
+    for weight in (None, arrays["weight"]):
+        _, gradient = xpl.value_and_grad(loss)(
+            arrays["input"], arrays["label"], reduction=reduction, weight=weight
+        )
+        read.update(dict.fromkeys(read, 0))
+        gradient.blocks[0].compute(scheduler="sync")
+        assert (read["input"], read["label"]) == (1, 1)
+        whole = reduction == "mean"  # W is the sum of all weights
+        assert read["weight"] == (0 if weight is None else 4 if whole else 1)
+
+
 def test_a_forgotten_chunk_is_noticed(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     from array_api_losses._engines import dask as engine
 

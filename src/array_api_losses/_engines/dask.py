@@ -32,14 +32,13 @@ class Dask(Plain):
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
         call = _of_whole_rows(call)
-        value = mean = weights = None
+        value = self.value(call) if cotangent is None else None
+        mean = weights = None
         if call.reduction == "mean":
-            sums = _sums(call)
-            mean = _finished(call, sums, _pipeline.accumulator(da, call.operands[0].dtype))
-            value = _pipeline.cast(xp, mean, call.operands[0].dtype)
-            weights = sums[1]
-        elif cotangent is None:
-            value = self.value(call)
+            wide = _pipeline.accumulator(da, call.operands[0].dtype)
+            # Of the weights alone: waiting for the losses, their chunks would all stay in memory.
+            weights = _pipeline.weight_sum(xp, call, wide)
+            mean = _finished(call, _sums(call), wide) if wanted[-1] else None
         seed = _derivatives.seed_of(xp, call, cotangent, weights)
         found: list[Array | None] = []
         for i, argument in enumerate(call.arguments):
@@ -47,10 +46,10 @@ class Dask(Plain):
                 found.append(None)
                 continue
             only, rows = tuple(j == i for j in range(len(wanted))), call.loss.has_rows(i)
-            arguments = (*call.arguments, *seed, mean)
+            arguments = (*call.arguments, *seed, mean if only[-1] else None)
             gradient = _map(_gradient, call, arguments, wide=True, rows=rows, wanted=only)
             found.append(_summed_to(gradient, argument))
-        return value if cotangent is None else None, tuple(found)
+        return value, tuple(found)
 
 
 def _of_whole_rows(call: Call) -> Call:
