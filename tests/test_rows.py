@@ -47,12 +47,13 @@ def test_one_row_without_a_batch_of_any_length(backend: Backend, scale: float) -
     assert math.isclose(near, 5 * scale, rel_tol=1e-5)
 
 
-def test_gradients_of_huge_and_tiny_vectors(backend: Backend) -> None:
-    """The gradient of the cosine is as much longer as the vector is shorter."""
-    scales = [1.0, HUGE, TINY]
+@pytest.mark.parametrize("scale", [1.0, 1e8, 1e-8])
+def test_gradients_of_huge_and_tiny_vectors(backend: Backend, scale: float) -> None:
+    """The gradient of the cosine is as much longer as the vector is shorter; the other is any."""
+    scales = [1.0, HUGE, TINY, 1e34, 1e-34]
     a = backend.asarray([[3 * s, 4 * s] for s in scales], "float32")
-    b = backend.asarray([[4.0, 3.0]] * 3, "float32")
-    y = _labels(backend, [1, 1, 1])
+    b = backend.asarray([[4 * scale, 3 * scale]] * 5, "float32")
+    y = _labels(backend, [1] * 5)
     _, gradient = xpl.value_and_grad(cosine)(a, b, y, reduction="sum")
     for (first, second), s in zip(backend.tonumpy(gradient).tolist(), scales, strict=True):
         assert math.isclose(first * s, -0.0448, rel_tol=1e-5)
@@ -300,6 +301,22 @@ def test_layouts_of_rows(backend: Backend) -> None:
         again, slope = xpl.value_and_grad(cosine)(lay(a), lay(b), y, 0.1, "none")
         np.testing.assert_allclose(again, value, rtol=1e-13, atol=1e-15)
         np.testing.assert_allclose(slope, gradient, rtol=1e-12, atol=1e-16)
+
+
+@pytest.mark.library("numpy")
+@pytest.mark.parametrize(
+    ("shape", "weighted"), [((2, 2**14), True), ((2, 2**16), False), ((5, 2**16), False)]
+)
+def test_long_rows_in_any_layout(backend: Backend, shape: tuple[int, int], weighted: bool) -> None:
+    """They are added up by halves, also where their entries do not lie side by side."""
+    backend.require("large")
+    np = backend.np
+    a = np.random.default_rng(6).uniform(0.5, 1, shape).astype("float32")
+    zero, weight = np.zeros_like(a), np.ones(len(a), "float32") if weighted else None
+    how = {"margin": 0.0, "p": 1.0, "epsilon": 0.0, "reduction": "none", "weight": weight}
+    for lay in (np.asfortranarray, lambda v: v[:, ::-1].copy()[:, ::-1]):
+        norms = triplet(lay(a), lay(zero), lay(a), **how)
+        np.testing.assert_allclose(norms, a.sum(axis=-1, dtype="float64"), rtol=24 * 2.0**-24)
 
 
 @pytest.mark.library("numpy")

@@ -7,7 +7,7 @@ share them: NumPy lets go of the interpreter while it computes.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -167,7 +167,7 @@ def at_once(
     width = call.operands[0].shape[-1] if call.loss.rowwise else None
     key = formula.key, kinds, width
     tape = TAPES.get(key) or noted(key, formula, _samples(call.loss, kinds, width, wide))
-    good, terms, *found = tape.anew(arguments)
+    good, terms, *found = tape.anew(side_by_side(call.loss, arguments))
     if check and not good.all():
         check_labels(np, call)
     if isinstance(losses, np.ndarray):
@@ -177,6 +177,12 @@ def at_once(
         None if g is None else _derivatives.summed_to(np, g, a.shape, dtype)[()]
         for g, a in zip(found, call.arguments, strict=True)
     )
+
+
+def side_by_side(loss: Loss, arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Bring the entries of each row together, for others NumPy adds one after another."""
+    count = len(loss.inputs) if loss.rowwise else 0
+    return (*map(np.ascontiguousarray, arguments[:count]), *arguments[count:])
 
 
 def _samples(loss: Loss, kinds: tuple[Any, ...], width: int | None, wide: Any) -> list[Any]:
@@ -262,7 +268,7 @@ def _over_rows(
         with np.errstate(all="ignore"):
             for begin in range(start, stop, size):
                 cut = slice(begin, min(begin + size, stop))
-                own = [a[cut] if np.ndim(a) else a for a in inputs]
+                own = [*side_by_side(loss, [a[cut] if np.ndim(a) else a for a in inputs])]
                 done.append(work(own_tape, own, {i: out[cut] for i, out in results.items()}))
         own_tape.release()
         return done

@@ -47,10 +47,10 @@ def _moderate(v: Any) -> tuple[Any, Any, Any]:
     squares = _dot(v, v)
     if isinstance(v, np.ndarray):
         size = _sizes(v, squares)
-        u = _divided(v, size)
+        u = _quotients(v, size)
         return u, size, _squares(squares, u, size)
     size = v.apply(_sizes, squares)
-    u = v.apply(_divided, size)
+    u = v.apply(_quotients, size)
     return u, size, squares.apply(_squares, u, size)
 
 
@@ -70,8 +70,21 @@ def _squares(squares: Any, u: Any, size: Any) -> Any:
     return squares if size is _ONE[size.dtype] else _dot(u, u)
 
 
-def _divided(v: Any, size: Any) -> Any:
+def _quotients(v: Any, size: Any) -> Any:
     return v if size is _ONE[size.dtype] else v / size[..., None]
+
+
+def _divided(v: Any, size: Any) -> Any:
+    if isinstance(v, np.ndarray):
+        return _quotients(v, size)
+    return v.apply(_quotients, size, into=_into)
+
+
+def _into(v: Any, size: Any, out: Any) -> None:
+    if size is not _ONE[size.dtype]:
+        np.divide(v, size[..., None], out=out)
+    elif out is not v:
+        np.copyto(out, v)
 
 
 def _root(s: Any, p: float) -> tuple[Any, Any]:
@@ -88,6 +101,7 @@ PRIMITIVES: dict[str, Callable[..., Any]] = {
     "steep": _steep,
     "dot": _dot,
     "moderate": _moderate,
+    "divided": _divided,
     # What `numpy.sum` and array-api-compat do beforehand takes longer than a few elements do.
     "total": lambda values, dtype: np.add.reduce(values, None, dtype),
 }

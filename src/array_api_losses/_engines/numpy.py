@@ -11,7 +11,16 @@ import array_api_compat.numpy as np
 
 from array_api_losses import _derivatives, _pipeline
 from array_api_losses._arrays import check_labels
-from array_api_losses._engines.blocks import FEW, SIGNS, TAPES, at_once, empty, in_blocks, noted
+from array_api_losses._engines.blocks import (
+    FEW,
+    SIGNS,
+    TAPES,
+    at_once,
+    empty,
+    in_blocks,
+    noted,
+    side_by_side,
+)
 from array_api_losses._engines.faster import PRIMITIVES
 from array_api_losses._engines.plain import Plain
 from array_api_losses._engines.replay import Replay
@@ -84,7 +93,8 @@ class NumPy(Plain):
         shape, count, width, with_value = first.shape, first.size, None, cotangent is None
         if loss.rowwise:
             *shape, width = shape
-            count = math.prod(shape)
+            count, operands = math.prod(shape), side_by_side(loss, operands)
+            first = operands[0]
         check = not (trusted or (count <= FEW and SIGNS.issuperset(label.ravel().tolist())))
         key = loss, wanted, with_value, check, first.dtype, label.dtype, width
         tape = TAPES.get(key) or _noted_of_whole(*key)

@@ -54,9 +54,17 @@ class _StandIn(NDArrayOperatorsMixin):
     def __getitem__(self, index: Any) -> "_StandIn":
         return self.apply(lambda array: array[index])
 
-    def apply(self, function: Callable[..., Any], *others: Any) -> "_StandIn":
-        """Note a function that may return what it was given, or a view of it."""
-        return self.tape.note(None, function, (self, *others))
+    def apply(
+        self,
+        function: Callable[..., Any],
+        *others: Any,
+        into: Callable[..., Any] | None = None,
+    ) -> "_StandIn":
+        """Note a function that may return what it was given, or a view of it.
+
+        `into` is the same with an `out`, which may be what it was given too.
+        """
+        return self.tape.note(into, function, (self, *others))
 
     def astype(self, dtype: Any, **_: object) -> "_StandIn":
         def into(array: Any, out: Any) -> None:

@@ -20,7 +20,7 @@ and slope 0. The slope of the cosine in :math:`a` is
 from typing import Any, TypeAlias
 
 from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_class, loss_function
-from array_api_losses._primitives import dot, moderate, root, select, steep, zero
+from array_api_losses._primitives import divided, dot, moderate, root, select, steep, zero
 
 Pair: TypeAlias = tuple[Array, Array]
 
@@ -57,12 +57,13 @@ def _slopes(
 
     def in_vector(i: int) -> Array:
         own, other = vectors[i], vectors[1 - i]
-        scaled = turn / sizes[i]
-        scaled = xp.where(xp.isinf(scaled), 0, scaled)  # of a vector too short to have a gradient
+        # A vector may be too short to have a gradient.
+        own_turn = xp.where(xp.isinf(turn / sizes[i]), 0, turn)
         # In one order of operations, so that the two are the same where the vectors are.
-        towards = xp.where(norms == 0, norms, scaled / _nonzero(xp, norms))
-        along = scaled * cosine / _nonzero(xp, squares[i])
-        return towards[..., None] * other - along[..., None] * own
+        towards = xp.where(norms == 0, norms, own_turn / _nonzero(xp, norms))
+        along = own_turn * cosine / _nonzero(xp, squares[i])
+        gradient = towards[..., None] * other - along[..., None] * own
+        return divided(xp, gradient, sizes[i])  # at last, for it may be beyond the dtype before
 
     return (
         in_vector(0) if wanted[0] else None,
