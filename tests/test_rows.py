@@ -283,6 +283,24 @@ def test_second_derivatives(backend: Backend) -> None:
         np.testing.assert_allclose(slopes[keep], expected[keep], rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_second_derivatives_of_huge_and_tiny_vectors(backend: Backend, scale: float) -> None:
+    backend.require("own autodiff")
+    np = backend.np
+    vectors = np.random.default_rng(5).normal(size=(3, 2, 4))
+    func = backend.module.func if backend.library == "torch" else importlib.import_module("jax")
+
+    def hessian(loss: Any, scale: float) -> Any:
+        a, b, c = (backend.asarray(v * scale, "float32") for v in vectors)
+        rest = (b, _labels(backend, [1, 1])) if loss is cosine else (b, c, 9 * scale, 2, 0)
+        return backend.tonumpy(func.jacrev(func.jacrev(lambda x: loss(x, *rest)))(a))
+
+    for loss, factor in [(cosine, scale**2), (triplet, scale)]:
+        expected = hessian(loss, 1)
+        least = 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(hessian(loss, scale) * factor, expected, rtol=0, atol=least)
+
+
 @pytest.mark.library("numpy")
 def test_layouts_of_rows(backend: Backend) -> None:
     """Rows with gaps, backwards, in the order of Fortran, of three axes, and of other bytes."""
