@@ -73,7 +73,7 @@ def tests(session: nox.Session, backend: str) -> None:
     session.install(".", *_groups("test", group))
     processes = () if backend == "cupy" else ("--numprocesses=auto",)
     report = f"--report=.report.{backend}.json"
-    _pytest(session, backend, *processes, "--backend", backend, report)
+    _measured(session, backend, *processes, "--backend", backend, report)
 
 
 @nox.session
@@ -89,7 +89,7 @@ def examples(session: nox.Session) -> None:
     """Run every example: README, documentation, docstrings and the scripts in examples/."""
     session.install(".[examples]", *_groups("test", *ON_CPU))
     places = ("README.md", "docs", "src", "examples", "tests/test_examples.py")
-    session.run("pytest", *places, *session.posargs)
+    _pytest(session, *places)
 
 
 @nox.session
@@ -138,16 +138,16 @@ def conformance(session: nox.Session) -> None:
 def others(session: nox.Session) -> None:
     """Compare with the libraries that people come from, as the documentation says they compare."""
     session.install(".", *_groups("test", "torch", "paddle", "others"))
-    session.run("pytest", "docs/coming-from.md", *session.posargs)
+    _pytest(session, "docs/coming-from.md")
     witnesses = ("tests/test_witnesses.py", "--backend", "numpy", "-k", "paddle")
-    session.run("pytest", *witnesses, *session.posargs)
+    _pytest(session, *witnesses)
 
 
 @nox.session
 def all_backends(session: nox.Session) -> None:
     """Run everything in one environment that has all libraries."""
     session.install(".[examples]", *_groups("test", *ON_CPU))
-    session.run("pytest", *session.posargs)
+    _pytest(session)
 
 
 @nox.session(python="3.11")
@@ -157,7 +157,7 @@ def minimum(session: nox.Session) -> None:
     wanted = (*PYPROJECT["project"]["dependencies"], *_groups("test", *names))
     session.install(".", *(requirement.replace(">=", "==") for requirement in wanted))
     backends = (option for name in names for option in ("--backend", name))
-    session.run("pytest", *backends, *session.posargs)
+    _pytest(session, *backends)
 
 
 @nox.session
@@ -170,15 +170,18 @@ def bench(session: nox.Session) -> None:
 def _beyond(session: nox.Session, name: str, group: str, **env: str) -> None:
     """Run the tests of more than one process or device, or of another runtime."""
     session.install(".", *_groups("test", group))
-    _pytest(session, name, f"tests/beyond/test_{name}.py", **env)
+    _measured(session, name, f"tests/beyond/test_{name}.py", **env)
 
 
-def _pytest(session: nox.Session, name: str, *arguments: str, **env: str) -> None:
+def _measured(session: nox.Session, name: str, *arguments: str, **env: str) -> None:
     """Run tests, and keep what they reached; the session `coverage` judges the sum."""
     measure = ("--cov=array_api_losses", "--cov-branch", "--cov-report=", "--cov-fail-under=0")
-    stuck = "--timeout=600"  # seconds of one test; processes that wait for each other fail then
-    env = {"COVERAGE_FILE": f".coverage.{name}", **env}
-    session.run("pytest", *arguments, *measure, stuck, *session.posargs, env=env)
+    _pytest(session, *arguments, *measure, COVERAGE_FILE=f".coverage.{name}", **env)
+
+
+def _pytest(session: nox.Session, *arguments: str, **env: str) -> None:
+    """Run tests; one that takes more than ten minutes waits for what never comes, and fails."""
+    session.run("pytest", "--timeout=600", *arguments, *session.posargs, env=env)
 
 
 def _cupy_group(session: nox.Session) -> str:

@@ -41,14 +41,15 @@ def test_unknown_sizes_do_not_broadcast(backend: Backend) -> None:
 
 def test_no_warning_where_the_sums_of_chunks_overflow(backend: Backend) -> None:
     x = backend.module.full(8, 1.5e308, chunks=2)
-    assert backend.tolist(loss(x, backend.module.ones(8, chunks=2), reduction="sum")) == [
-        float("inf")
-    ]
+    one = backend.module.ones(8, chunks=2)
+    assert backend.tolist(loss(x, one, reduction="sum")) == [float("inf")]
+    _, gradient = xpl.value_and_grad(loss)(one, one, weight=x)
+    assert backend.tolist(gradient) == [0] * 8
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_a_chunk_of_the_gradient_reads_one_of_the_inputs(backend: Backend, reduction: str) -> None:
-    """If it read the others, through the mean, Dask would hold them all until the first is done."""
+    """Had it to read the others, for the mean, Dask would keep all until the last is read."""
     read = {"input": 0, "label": 0, "weight": 0}
 
     def counted(name: str) -> Any:

@@ -295,10 +295,10 @@ def test_second_derivatives_of_huge_and_tiny_vectors(backend: Backend, scale: fl
         rest = (b, _labels(backend, [1, 1])) if loss is cosine else (b, c, 9 * scale, 2, 0)
         return backend.tonumpy(func.jacrev(func.jacrev(lambda x: loss(x, *rest)))(a))
 
-    for loss, factor in [(cosine, scale**2), (triplet, scale)]:
+    for loss, size, power in [(cosine, scale, 2), (triplet, scale**2, 1)]:
         expected = hessian(loss, 1)
-        least = 1e-5 * np.abs(expected).max()
-        np.testing.assert_allclose(hessian(loss, scale) * factor, expected, rtol=0, atol=least)
+        found, least = hessian(loss, size) * size**power, 1e-5 * np.abs(expected).max()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=least)
 
 
 @pytest.mark.library("numpy")
@@ -323,18 +323,22 @@ def test_layouts_of_rows(backend: Backend) -> None:
 
 @pytest.mark.library("numpy")
 @pytest.mark.parametrize(
-    ("shape", "weighted"), [((2, 2**14), True), ((2, 2**16), False), ((5, 2**16), False)]
+    ("shape", "weighted"), [((2, 2**13), True), ((2, 2**16), False), ((64, 2**13 - 1), False)]
 )
 def test_long_rows_in_any_layout(backend: Backend, shape: tuple[int, int], weighted: bool) -> None:
     """They are added up by halves, also where their entries do not lie side by side."""
     backend.require("large")
     np = backend.np
-    a = np.random.default_rng(6).uniform(0.5, 1, shape).astype("float32")
-    zero, weight = np.zeros_like(a), np.ones(len(a), "float32") if weighted else None
-    how = {"margin": 0.0, "p": 1.0, "epsilon": 0.0, "reduction": "none", "weight": weight}
+    a, b = np.random.default_rng(6).uniform(0.5, 1, (2, *shape)).astype("float32")
+    y, zero = np.ones(len(a), "int8"), np.zeros_like(a)
+    how = {"reduction": "none", "weight": np.ones(len(a), "float32") if weighted else None}
+    norms = a.sum(axis=-1, dtype="float64")
+    losses = cosine(a.astype("float64"), b.astype("float64"), y, reduction="none")
     for lay in (np.asfortranarray, lambda v: v[:, ::-1].copy()[:, ::-1]):
-        norms = triplet(lay(a), lay(zero), lay(a), **how)
-        np.testing.assert_allclose(norms, a.sum(axis=-1, dtype="float64"), rtol=24 * 2.0**-24)
+        found = triplet(lay(a), lay(zero), lay(a), 0.0, 1.0, 0.0, **how)
+        np.testing.assert_allclose(found, norms, rtol=24 * 2.0**-24)
+        found = cosine(lay(a), lay(b), y, **how)
+        np.testing.assert_allclose(found, losses, rtol=0, atol=24 * 2.0**-24)
 
 
 @pytest.mark.library("numpy")

@@ -154,8 +154,8 @@ def test_compiled_code_gives_nan_for_wrong_labels(backend: Backend) -> None:
     assert each[1].isnan()
 
 
-def test_sums_of_compiled_code_along_an_outer_axis(backend: Backend) -> None:
-    """What is compiled for a CPU adds one row after another; of equal terms errors add up too."""
+def test_sums_of_compiled_code(backend: Backend) -> None:
+    """What is compiled for a CPU adds one after another; of equal terms errors add up too."""
     torch, rng = backend.module, backend.np.random.default_rng(4)
     torch.compiler.reset()
     x = torch.asarray(rng.uniform(0.5, 1, (2**16, 3)), dtype=torch.float32)
@@ -163,6 +163,8 @@ def test_sums_of_compiled_code_along_an_outer_axis(backend: Backend) -> None:
     call = xpl.jit(xpl.value_and_grad(loss, "margin"))
     _, gradient = call(x, -torch.ones(x.shape), margin, "sum", weight=weight)
     torch.testing.assert_close(gradient, weight * len(x), rtol=8 * 2.0**-24, atol=0)
+    total = xpl.jit(loss)(x := torch.full((2**20,), 0.6), torch.ones(x.shape), reduction="sum")
+    torch.testing.assert_close(total, x[0] * len(x), rtol=8 * 2.0**-24, atol=0)
 
 
 def test_a_parameter_trains(backend: Backend) -> None:

@@ -25,7 +25,7 @@ FASTER: dict[str, dict[str, Callable[..., Any]]] = {
     "sign": {},
     "dot": {},
     "moderate": {},
-    "divided": {},
+    "rows_divided": {},
     "constant": {},
     "root": {},
 }
@@ -120,18 +120,18 @@ def by_largest(xp: Any, v: Any) -> tuple[Any, Any]:
     """Rows divided by their largest absolute value, which keeps any powers within 1; and these."""
     size = constant(xp, largest(xp, v))
     size = xp.where((size > 0) & xp.isfinite(size), size, 1)
-    return divided(xp, v, size), size
+    return rows_divided(xp, v, size), size
 
 
 def constant(xp: Any, values: Any) -> Any:
-    """The same values, of which no derivative is taken: what they do to a result cancels out."""
+    """The same values, of which autodiff takes no derivative: their effect cancels out."""
     faster = FASTER["constant"].get(xp.__name__)
     return values if faster is None else faster(values)
 
 
-def divided(xp: Any, v: Any, size: Any) -> Any:
+def rows_divided(xp: Any, v: Any, size: Any) -> Any:
     """Rows divided by a number each."""
-    faster = FASTER["divided"].get(xp.__name__)
+    faster = FASTER["rows_divided"].get(xp.__name__)
     return v / size[..., None] if faster is None else faster(v, size)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import runpy
+import shutil
 import signal
 import sys
 import time
@@ -38,7 +39,7 @@ def on_disk() -> Any:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory, on_disk: Any) -> dict[str, Any]:
+def files(tmp_path_factory: pytest.TempPathFactory, on_disk: Any) -> Iterator[dict[str, Any]]:
     """Numbers whose sums are exact, so that no order of adding gives another result."""
     folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(5)
     made = {
@@ -52,7 +53,8 @@ def files(tmp_path_factory: pytest.TempPathFactory, on_disk: Any) -> dict[str, A
         made["label"][part] = rng.choice([-1, 1], CHUNK)
         made["weight"][part] = rng.integers(0, 4, CHUNK)
     assert Path(made["input"].path).stat().st_size > LIMIT
-    return made
+    yield made
+    shutil.rmtree(folder)
 
 
 class Slow:
@@ -66,7 +68,7 @@ class Slow:
         if os.getpid() != self.parent:  # where Dask asks for the type of its slices
             with self.marks.open("a", encoding="utf-8") as marks:
                 marks.write(f"{os.getpid()}\n")
-            time.sleep(0.1)
+            time.sleep(0.2)
         return self.file[index]
 
 
@@ -102,7 +104,6 @@ def test_values_and_gradients(
     expected, slope = both(**choose(_mapped(files)), reduction=reduction)
     assert value == expected
     np.testing.assert_array_equal(np.load(slopes.path, mmap_mode="r"), slope)
-    Path(slopes.path).unlink()
 
 
 def test_a_worker_is_killed(client: Client, files: dict[str, Any], tmp_path: Path) -> None:

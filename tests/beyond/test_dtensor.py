@@ -117,5 +117,5 @@ CHECKS = check_hinge, check_value_and_grad, check_rows, check_a_margin_for_all, 
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    # As daemons they end with the test if it is given up because one waits for the other.
+    # As daemons they end with pytest, if the test is given up because one waits for the other.
     multiprocessing.spawn(_process, (str(tmp_path / "store"),), nprocs=2, daemon=True)

@@ -179,10 +179,10 @@ def at_once(
     )
 
 
-def side_by_side(loss: Loss, arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """Bring the entries of each row together, for others NumPy adds one after another."""
+def side_by_side(loss: Loss, arguments: Sequence[Any]) -> list[Any]:
+    """Bring the entries of each row together: NumPy adds up others one after another."""
     count = len(loss.inputs) if loss.rowwise else 0
-    return (*map(np.ascontiguousarray, arguments[:count]), *arguments[count:])
+    return [*map(np.ascontiguousarray, arguments[:count]), *arguments[count:]]
 
 
 def _samples(loss: Loss, kinds: tuple[Any, ...], width: int | None, wide: Any) -> list[Any]:
@@ -268,7 +268,7 @@ def _over_rows(
         with np.errstate(all="ignore"):
             for begin in range(start, stop, size):
                 cut = slice(begin, min(begin + size, stop))
-                own = [*side_by_side(loss, [a[cut] if np.ndim(a) else a for a in inputs])]
+                own = side_by_side(loss, [a[cut] if np.ndim(a) else a for a in inputs])
                 done.append(work(own_tape, own, {i: out[cut] for i, out in results.items()}))
         own_tape.release()
         return done

@@ -36,7 +36,7 @@ class Dask(Plain):
         mean = weights = None
         if call.reduction == "mean":
             wide = _pipeline.accumulator(da, call.operands[0].dtype)
-            # Of the weights alone: waiting for the losses, their chunks would all stay in memory.
+            # Not from the sums of losses: all chunks would be read, and kept, before the gradient.
             weights = _pipeline.weight_sum(xp, call, wide)
             mean = _finished(call, _sums(call), wide) if wanted[-1] else None
         seed = _derivatives.seed_of(xp, call, cotangent, weights)
@@ -173,6 +173,11 @@ def _engine(chunk: Array) -> Plain:
     return cast("Plain", engine_of(chunk))
 
 
+def _total(values: Array, dtype: Any) -> Array:
+    return da.reduction(values.astype(dtype), _added, _added, dtype=dtype)
+
+
+FASTER["total"][xp.__name__] = _total
 # Chunks stay as they are, so that NumPy cannot add pairwise; it adds in float64.
 FASTER["over"][xp.__name__] = partial(da.sum, keepdims=True, dtype=da.float64)
 

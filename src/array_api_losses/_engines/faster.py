@@ -74,17 +74,15 @@ def _quotients(v: Any, size: Any) -> Any:
     return v if size is _ONE[size.dtype] else v / size[..., None]
 
 
-def _divided(v: Any, size: Any) -> Any:
+def _rows_divided(v: Any, size: Any) -> Any:
     if isinstance(v, np.ndarray):
         return _quotients(v, size)
-    return v.apply(_quotients, size, into=_into)
+    return v.apply(_quotients, size, into=_quotients_into)
 
 
-def _into(v: Any, size: Any, out: Any) -> None:
-    if size is not _ONE[size.dtype]:
+def _quotients_into(v: Any, size: Any, out: Any) -> None:
+    if out is not v or size is not _ONE[size.dtype]:
         np.divide(v, size[..., None], out=out)
-    elif out is not v:
-        np.copyto(out, v)
 
 
 def _root(s: Any, p: float) -> tuple[Any, Any]:
@@ -101,7 +99,7 @@ PRIMITIVES: dict[str, Callable[..., Any]] = {
     "steep": _steep,
     "dot": _dot,
     "moderate": _moderate,
-    "divided": _divided,
+    "rows_divided": _rows_divided,
     # What `numpy.sum` and array-api-compat do beforehand takes longer than a few elements do.
     "total": lambda values, dtype: np.add.reduce(values, None, dtype),
 }

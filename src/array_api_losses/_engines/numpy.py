@@ -93,7 +93,7 @@ class NumPy(Plain):
         shape, count, width, with_value = first.shape, first.size, None, cotangent is None
         if loss.rowwise:
             *shape, width = shape
-            count, operands = math.prod(shape), side_by_side(loss, operands)
+            count, operands = math.prod(shape), (*side_by_side(loss, operands),)
             first = operands[0]
         check = not (trusted or (count <= FEW and SIGNS.issuperset(label.ravel().tolist())))
         key = loss, wanted, with_value, check, first.dtype, label.dtype, width

@@ -7,7 +7,7 @@ other threads would have to wait.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from operator import itemgetter
@@ -62,7 +62,7 @@ class _StandIn(NDArrayOperatorsMixin):
     ) -> "_StandIn":
         """Note a function that may return what it was given, or a view of it.
 
-        `into` is the same with an `out`, which may be what it was given too.
+        `into` does the same into `out`, which may be one of its arguments.
         """
         return self.tape.note(into, function, (self, *others))
 
@@ -130,7 +130,7 @@ class Replay:
             output[...] = arrays[place]
         return [None if place is None else arrays[place] for place in self._results]
 
-    def anew(self, arguments: tuple[Any, ...]) -> list[Any]:
+    def anew(self, arguments: Sequence[Any]) -> list[Any]:
         """Return the same in new arrays, of any shapes that broadcast: quick for few elements."""
         arrays = self._arrays.copy()
         arrays[: len(arguments)] = arguments

@@ -20,7 +20,7 @@ and slope 0. The slope of the cosine in :math:`a` is
 from typing import Any, TypeAlias
 
 from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_class, loss_function
-from array_api_losses._primitives import divided, dot, moderate, root, select, steep, zero
+from array_api_losses._primitives import dot, moderate, root, rows_divided, select, steep, zero
 
 Pair: TypeAlias = tuple[Array, Array]
 
@@ -57,13 +57,13 @@ def _slopes(
 
     def in_vector(i: int) -> Array:
         own, other = vectors[i], vectors[1 - i]
-        # A vector may be too short to have a gradient.
+        # 0 where the vector is so short that the dtype cannot hold its gradient.
         own_turn = xp.where(xp.isinf(turn / sizes[i]), 0, turn)
         # In one order of operations, so that the two are the same where the vectors are.
         towards = xp.where(norms == 0, norms, own_turn / _nonzero(xp, norms))
         along = own_turn * cosine / _nonzero(xp, squares[i])
         gradient = towards[..., None] * other - along[..., None] * own
-        return divided(xp, gradient, sizes[i])  # at last, for it may be beyond the dtype before
+        return rows_divided(xp, gradient, sizes[i])  # earlier, a step in between could overflow
 
     return (
         in_vector(0) if wanted[0] else None,
