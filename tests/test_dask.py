@@ -72,6 +72,14 @@ def test_a_chunk_of_the_gradient_reads_one_of_the_inputs(backend: Backend, reduc
         assert read["weight"] == (0 if weight is None else 4 if whole else 1)
 
 
+def test_a_sum_of_weights_in_chunks_with_gaps(backend: Backend) -> None:
+    """NumPy adds up the rows of such a chunk one after another."""
+    x = backend.np.ones((2**20, 4), "float32")
+    arrays = [backend.module.from_array(v, chunks=(2**20, 2)) for v in (x, x, x * 0.1)]
+    _, gradient = xpl.value_and_grad(loss)(*arrays[:2], weight=arrays[2])
+    assert abs(float(gradient[0, 0].compute()) * 2**22 - 1) <= 4 * 2.0**-24
+
+
 def test_a_forgotten_chunk_is_noticed(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     from array_api_losses._engines import dask as engine
 

@@ -283,6 +283,15 @@ def test_second_derivatives(backend: Backend) -> None:
         np.testing.assert_allclose(slopes[keep], expected[keep], rtol=1e-6, atol=1e-8)
 
 
+def test_second_derivatives_at_a_zero_vector(backend: Backend) -> None:
+    """As its slopes, they are 0 in either order."""
+    backend.require("own autodiff")
+    func = backend.module.func if backend.library == "torch" else importlib.import_module("jax")
+    y, vectors = backend.asarray(1, "int8"), backend.asarray([[0.0, 0.0], [3.0, 4.0]])
+    twice = func.jacrev(func.jacrev(lambda v: cosine(v[0], v[1], y)))(vectors)
+    assert set(backend.tolist(twice)) == {0}
+
+
 @pytest.mark.parametrize("scale", [1e-15, 1e15])
 def test_second_derivatives_of_huge_and_tiny_vectors(backend: Backend, scale: float) -> None:
     backend.require("own autodiff")

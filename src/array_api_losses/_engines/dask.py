@@ -109,10 +109,11 @@ def _sums(call: Call) -> Array:
     return da.reduction(sums, _added, _added, axis=axes, dtype=sums.dtype) if axes else sums
 
 
-def _added(sums: Array, axis: tuple[int, ...], **keepdims: bool) -> Array:
+def _added(sums: Array, axis: tuple[int, ...], to: Any = None, **keepdims: bool) -> Array:
     engine = _engine(sums)
     with engine.quiet():
-        return engine.xp.sum(sums, axis=axis, **keepdims)
+        total = engine.xp.sum(sums, axis=axis, **keepdims)
+        return total if to is None else _pipeline.cast(engine.xp, total, to)
 
 
 def _summed_to(gradient: Array, argument: Array) -> Array:
@@ -173,12 +174,13 @@ def _engine(chunk: Array) -> Plain:
     return cast("Plain", engine_of(chunk))
 
 
+# Chunks stay as they are, so that NumPy cannot add pairwise; it adds in float64.
 def _total(values: Array, dtype: Any) -> Array:
-    return da.reduction(values.astype(dtype), _added, _added, dtype=dtype)
+    last = partial(_added, to=dtype)
+    return da.reduction(values.astype(da.float64), _added, last, combine=_added, dtype=dtype)
 
 
 FASTER["total"][xp.__name__] = _total
-# Chunks stay as they are, so that NumPy cannot add pairwise; it adds in float64.
 FASTER["over"][xp.__name__] = partial(da.sum, keepdims=True, dtype=da.float64)
 
 ENGINE = Dask(xp)

@@ -17,6 +17,7 @@ and slope 0. The slope of the cosine in :math:`a` is
     \frac{\partial c}{\partial a} = \frac{b}{\sqrt{(a \cdot a)(b \cdot b)}} - \frac{c\,a}{a \cdot a}
 """
 
+import math
 from typing import Any, TypeAlias
 
 from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_class, loss_function
@@ -28,18 +29,19 @@ Pair: TypeAlias = tuple[Array, Array]
 def _cosine(xp: Any, a: Array, b: Array) -> tuple[Array, Array, Pair, Pair, Pair]:
     """The cosine of each pair of rows, and what its slopes need, all of rows of moderate size.
 
-    These are the product of both norms, 0 beside a zero vector, and of both vectors the rows, the
-    sizes that they have been divided by and the sums of squares.
+    These are the product of both norms, infinite beside a zero vector, and of both vectors the
+    rows, the sizes that they have been divided by and the sums of squares.
     """
     (a, size_a, square_a), (b, size_b, square_b) = moderate(xp, a), moderate(xp, b)
     # One root of the product: so the cosine of a vector with itself is exactly 1.
-    norms = root(xp, square_a * square_b, 2)[0]
-    cosine = dot(xp, a, b) / _nonzero(xp, norms)
+    norms = _divisor(xp, root(xp, square_a * square_b, 2)[0])
+    cosine = dot(xp, a, b) / norms
     return cosine, norms, (a, b), (size_a, size_b), (square_a, square_b)
 
 
-def _nonzero(xp: Any, values: Array) -> Array:
-    return xp.where(values == 0, 1, values)
+def _divisor(xp: Any, values: Array) -> Array:
+    """Infinity for 0, so that quotients, and their derivatives, are 0 there."""
+    return xp.where(values == 0, math.inf, values)
 
 
 def _value(xp: Any, a: Array, b: Array, y: Array, margin: Array) -> Array:
@@ -60,8 +62,8 @@ def _slopes(
         # 0 where the vector is so short that the dtype cannot hold its gradient.
         own_turn = xp.where(xp.isinf(turn / sizes[i]), 0, turn)
         # In one order of operations, so that the two are the same where the vectors are.
-        towards = xp.where(norms == 0, norms, own_turn / _nonzero(xp, norms))
-        along = own_turn * cosine / _nonzero(xp, squares[i])
+        towards = own_turn / norms
+        along = own_turn * cosine / _divisor(xp, squares[i])
         gradient = towards[..., None] * other - along[..., None] * own
         return rows_divided(xp, gradient, sizes[i])  # earlier, a step in between could overflow
 
