@@ -39,7 +39,7 @@ def main(paths: list[str]) -> None:
     for path in paths:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
         versions.append(report["backends"].removeprefix("backends: "))
-        rows |= report["rows"]
+        rows |= sorted(report["rows"].items())
     lines = [HEAD, f"Versions: {', '.join(versions)}.", ""]
     lines += ["| | " + " | ".join(GROUPS.values()) + " |", "| --- " * (len(GROUPS) + 1) + "|"]
     for name, row in rows.items():
