@@ -157,9 +157,9 @@ def cosine_embedding_loss(
     ``paddle.nn.functional.cosine_embedding_loss``. PyTorch calls `label` ``target`` and has two
     deprecated arguments before `reduction`. Paddle adds 1e-11 to each sum of squares and PyTorch
     1e-12, so that vectors shorter than some 1e-5 have too small a cosine there, and gradients at a
-    zero vector are 3e5 and 1e6 long; here nothing is added. Their slope at the kink is that of the
-    side where the loss is positive. In both the loss of any other label is 0, here that is an
-    error. Both take at most two axes.
+    zero vector are 3e5 and 1e6 long; here nothing is added. Paddle's slope at the kink, and
+    PyTorch's before 2.14, is that of the side where the loss is positive. In both the loss of any
+    other label is 0, here that is an error. Both take at most two axes.
 
     Examples
     --------

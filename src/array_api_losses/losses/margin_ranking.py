@@ -109,8 +109,9 @@ def margin_ranking_loss(
     The order and meaning of the arguments are those of
     ``paddle.nn.functional.margin_ranking_loss``, whose slope at the kink is 0 too. PyTorch calls
     `input` and `other` ``input1`` and ``input2`` and `label` ``target``, has two deprecated
-    arguments before `reduction`, and its slope at the kink is that of the side where the loss is
-    positive. Both take any label, 0 and 2 too, and broadcast; here that is an error.
+    arguments before `reduction`, and its slope at the kink is, before PyTorch 2.14, that of the
+    side where the loss is positive. Both take any label, 0 and 2 too, and broadcast; here that is
+    an error.
 
     Examples
     --------

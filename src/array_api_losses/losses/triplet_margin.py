@@ -183,7 +183,7 @@ def triplet_margin_loss(
     ``paddle.nn.functional.triplet_margin_loss``. PyTorch calls `input` ``anchor`` and `epsilon`
     ``eps``, has two deprecated arguments before `reduction`, and broadcasts its inputs, which here
     is an error. PyTorch refuses a margin of 0 or less, Paddle one less than 0; here any finite one
-    is allowed. At the kink PyTorch's and Paddle's slope is that of the positive side.
+    is allowed. At the kink Paddle's slope, and PyTorch's before 2.14, is that of the positive side.
 
     The distance swap stems from Balntas et al., "Learning local feature descriptors with triplets
     and shallow convolutional neural networks", BMVC 2016.
