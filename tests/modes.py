@@ -62,10 +62,7 @@ def _numpy_blocks() -> Iterator[None]:
     from array_api_losses._engines import blocks, numpy
 
     few = {"BLOCK": 3, "BIG_BLOCK": 3, "ROWS": 4, "FOR_THREADS": 6, "allowed": lambda: 2}
-    with (
-        mock.patch.multiple(numpy, WHOLE=1, AT_ONCE=1),
-        mock.patch.multiple(blocks, **few),
-    ):
+    with mock.patch.multiple(numpy, SMALL=1, AT_ONCE=1), mock.patch.multiple(blocks, **few):
         yield
 
 

@@ -27,13 +27,18 @@ loss = xpl.hinge_embedding_loss
 pytestmark = pytest.mark.library("numpy")
 
 
-@pytest.fixture(params=[1, 3, 4, 5])
-def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """Cut even small arrays into many blocks."""
+@pytest.fixture(params=[1, 3, 4, 5, "scratch"])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | str:
+    """Cut even small arrays into many blocks, or compute them at once in scratch."""
     from array_api_losses._engines import blocks
     from array_api_losses._engines import numpy as engine
 
-    monkeypatch.setattr(engine, "WHOLE", 1)
+    if request.param == "scratch":
+        monkeypatch.setattr(blocks, "SMALL", 8)  # of one element nothing is laid out
+        monkeypatch.setattr(engine, "SMALL", 8)
+        monkeypatch.setattr(blocks, "FEW", 0)
+        return "scratch"
+    monkeypatch.setattr(engine, "SMALL", 1)
     monkeypatch.setattr(engine, "AT_ONCE", 1)
     monkeypatch.setattr(blocks, "BLOCK", request.param)
     monkeypatch.setattr(blocks, "BIG_BLOCK", request.param)
@@ -54,7 +59,7 @@ def _check(backend: Backend, case: Case) -> None:
         check_gradient(backend, case, lambda *_, g=gradient: g, argument, None)
 
 
-def test_blocks_on_fixed_cases(backend: Backend, block: int) -> None:
+def test_blocks_on_fixed_cases(backend: Backend, block: int | str) -> None:
     assert block
     for case in [
         *fixed_cases(),
@@ -69,7 +74,7 @@ def test_blocks_on_fixed_cases(backend: Backend, block: int) -> None:
 @given(data=st.data())
 @settings(max_examples=10)
 def test_blocks_on_generic_cases(
-    backend: Backend, block: int, name: str, data: st.DataObject
+    backend: Backend, block: int | str, name: str, data: st.DataObject
 ) -> None:
     assert block
     _check(backend, data.draw(cases(name)))
@@ -92,7 +97,7 @@ def _layouts(np: Any, a: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
-def test_layouts(backend: Backend, block: int, reduction: str) -> None:
+def test_layouts(backend: Backend, block: int | str, reduction: str) -> None:
     assert block
     np = backend.np
     rng = np.random.default_rng(5)
@@ -108,7 +113,7 @@ def test_layouts(backend: Backend, block: int, reduction: str) -> None:
     assert loss(still, np.broadcast_to(np.int8(-1), (3, 8))) == 0.75
 
 
-def test_numbers_that_look_alike(backend: Backend, block: int) -> None:
+def test_numbers_that_look_alike(backend: Backend, block: int | str) -> None:
     """What is noted for one margin, weight or cotangent is not taken for another."""
     assert block
     np = backend.np
@@ -125,7 +130,7 @@ def test_numbers_that_look_alike(backend: Backend, block: int) -> None:
                 np.testing.assert_allclose(sums, 10 * number, rtol=1e-14)
 
 
-def test_a_wrong_label_in_a_late_block(backend: Backend, block: int) -> None:
+def test_a_wrong_label_in_a_late_block(backend: Backend, block: int | str) -> None:
     assert block
     np = backend.np
     x, y = np.ones((4, 5)), np.ones((4, 5))
@@ -156,12 +161,12 @@ def test_a_margin_that_is_a_number_or_an_array(backend: Backend) -> None:
 
 
 def test_sizes_around_a_block(backend: Backend) -> None:
-    from array_api_losses._engines.blocks import BIG_BLOCK, BLOCK, FOR_THREADS
-    from array_api_losses._engines.numpy import SMALL, WHOLE
+    from array_api_losses._engines.blocks import BIG_BLOCK, BLOCK, FOR_THREADS, SMALL
+    from array_api_losses._engines.numpy import AT_ONCE
 
     np = backend.np
     rng = np.random.default_rng(6)
-    edges = (SMALL, WHOLE, BLOCK, 2 * BLOCK, FOR_THREADS, FOR_THREADS + BIG_BLOCK)
+    edges = (SMALL // 8, AT_ONCE, BLOCK, 2 * BLOCK, FOR_THREADS, FOR_THREADS + BIG_BLOCK)
     for size in (edge + more for edge in edges for more in (-1, 0, 1)):
         x = rng.integers(-64, 64, size=size) / 32
         y = rng.choice([-1, 1], size=size).astype("int8")
@@ -177,12 +182,13 @@ def test_sizes_around_a_block(backend: Backend) -> None:
 @pytest.mark.parametrize("name", [name for name in LOSSES if LOSSES[name].rowwise])
 def test_rows_around_a_block(backend: Backend, name: str, width: int) -> None:
     """A row has the same loss and slopes, bit for bit, whatever stands beside it."""
-    from array_api_losses._engines.numpy import SMALL_ROWS, WHOLE
+    from array_api_losses._engines.blocks import SMALL
+    from array_api_losses._engines.numpy import AT_ONCE
 
     np, function, spec = backend.np, getattr(xpl, name), LOSSES[name]
     call = xpl.value_and_grad(function, tuple(range(len(spec.inputs))))
     rng = np.random.default_rng(8)
-    for count in (edge // width + more for edge in (SMALL_ROWS, WHOLE) for more in (0, 1)):
+    for count in (edge // width + more for edge in (SMALL // 4, AT_ONCE) for more in (0, 1)):
         arrays = [rng.normal(size=(count, width)).astype("float32") for _ in spec.inputs]
         arrays += [rng.choice([-1, 1], size=count).astype("int8")] if spec.label else []
         for reduction in ("none", "sum"):
@@ -195,8 +201,9 @@ def test_rows_around_a_block(backend: Backend, name: str, width: int) -> None:
                     np.testing.assert_array_equal(gradient[part], slope)
 
 
+@pytest.mark.parametrize("block", [1, 3, 4, 5], indirect=True)
 def test_a_forgotten_block_is_noticed(
-    backend: Backend, block: int, monkeypatch: pytest.MonkeyPatch
+    backend: Backend, block: int | str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from array_api_losses._engines import blocks
 
@@ -291,6 +298,6 @@ def test_numbers_kept_as_arrays_are_few(backend: Backend, monkeypatch: pytest.Mo
     monkeypatch.setattr(replay, "MOST_FREE", 1)
     monkeypatch.setattr(replay, "_FULL", {})
     for dtype in ("float32", "float64", "float32"):
-        x = backend.np.ones(5000, dtype)
+        x = backend.np.ones(50_000, dtype)
         assert loss(x, x) == 1
         assert len(replay._FULL) == 1

@@ -33,6 +33,11 @@ ROWS = 2**18
 FOR_THREADS = 2**20
 """So many elements keep more than one thread busy."""
 
+SMALL = 2**17
+"""Inputs of up to so many bytes: results in new memory are in the cache, and the system gives it
+sooner than scratch is laid out. It takes memory back, and so is slow, where steps free megabytes.
+"""
+
 FEW = 64
 """Up to so many labels are looked at fastest in Python."""
 
@@ -95,14 +100,14 @@ def _good(call: Call) -> Array:
 
 def in_blocks(
     call: Call,
-    wanted: tuple[bool, ...] | None = None,
+    wanted: tuple[bool, ...] = (),
     seed: tuple[Any, Array | None] = (1, None),
     mean: Array | None = None,
     *,
-    losses: Array | bool,
+    losses: bool = True,
     check: bool = True,
 ) -> tuple[Any, tuple[Array | None, ...]]:
-    """Fill `losses` with the weighted losses or, if that is True, add them up; and gradients.
+    """Return the weighted losses or, if they are to be reduced, their sum; and the gradients.
 
     The gradient in an argument of one element is a sum, in others an array that is filled.
     """
@@ -110,21 +115,22 @@ def in_blocks(
     wide = _pipeline.accumulator(np, first.dtype)
     wanted = wanted or (False,) * len(call.arguments)
     small = [np.size(argument) <= 1 for argument in call.arguments]
-    formula = Formula(call, wanted, losses is not False, check and not call.trusted)
+    formula = Formula(call, wanted, losses, check and not call.trusted)
+    adds = losses and call.reduction != "none"
     arrays: dict[int, Any] = {}  # by their place among the results of the formula
-    if isinstance(losses, np.ndarray):
-        arrays[1] = losses
+    if losses and not adds:
+        arrays[1] = _empty(call, first.dtype)
     for i, (argument, want) in enumerate(zip(call.arguments, wanted, strict=True)):
         if want and not small[i]:
             rows = call.loss.has_rows(i)
             broadcast = not rows and argument.shape != call.shape
-            arrays[i + 2] = empty(call, wide if broadcast else first.dtype, rows=rows)
+            arrays[i + 2] = _empty(call, wide if broadcast else first.dtype, rows=rows)
 
     def work(tape: Replay, arguments: list[Any], outputs: dict[int, Any]) -> list[Any]:
         good, terms, *gradients = tape(arguments, outputs)
         if good is not None and np.count_nonzero(good) < good.size:
             check_labels(np, call)
-        columns = [terms if losses is True else None]
+        columns = [terms if adds else None]
         columns += [g if one else None for g, one in zip(gradients, small, strict=True)]
         return [
             0.0 if c is None else np.add.reduce(c, dtype=_pipeline.accumulator(np, c.dtype))
@@ -134,7 +140,7 @@ def in_blocks(
     over = _over_rows if call.loss.rowwise else _over_blocks
     sums = over(formula, work, [*call.arguments, *seed, mean], arrays)
     total, *totals = np.sum(np.asarray(sums, dtype=np.float64), axis=0)
-    return total, tuple(
+    return arrays.get(1, total), tuple(
         None
         if not want
         else np.full(argument.shape, totals[i], dtype=first.dtype)[()]
@@ -146,36 +152,46 @@ def in_blocks(
 
 def at_once(
     call: Call,
-    wanted: tuple[bool, ...] | None = None,
+    wanted: tuple[bool, ...] = (),
     seed: tuple[Any, Any] = (1, None),
     mean: Any = None,
     *,
-    losses: Array | bool,
+    losses: bool = True,
     check: bool = True,
 ) -> tuple[Any, tuple[Array | None, ...]]:
-    """As `in_blocks`, of few elements: without blocks, in new arrays."""
-    check = check and not call.trusted
-    if check and call.label.size <= FEW and SIGNS.issuperset(call.label.ravel().tolist()):
-        call, check = call.as_trusted(), False
-    dtype = call.operands[0].dtype
-    wide = np.dtype(_pipeline.accumulator(np, dtype))
-    formula = Formula(call, wanted or (False,) * len(call.arguments), losses is not False, check)
-    # A number of NumPy would else decide on the dtype of what it meets.
-    more = [wide.type(n) if isinstance(n, np.generic) else n for n in (*seed, mean)]
-    arguments = (*call.arguments, *more)
-    kinds = tuple([getattr(a, "dtype", float if type(a) is float else a) for a in arguments])
-    width = call.operands[0].shape[-1] if call.loss.rowwise else None
-    key = formula.key, kinds, width
-    tape = TAPES.get(key) or noted(key, formula, _samples(call.loss, kinds, width, wide))
-    good, terms, *found = tape.anew(side_by_side(call.loss, arguments))
+    """As `in_blocks`, of few elements: without blocks."""
+    loss, operands, weight, reduction, _, trusted, _ = call
+    first, label = operands[0], operands[loss.first_parameter - 1]  # or the last input
+    check = check and not trusted
+    if check and label.size <= FEW and SIGNS.issuperset(label.ravel().tolist()):
+        trusted, check = True, False
+    arguments, width = [*operands, weight, *seed, mean], None
+    if loss.rowwise:
+        arguments, width = side_by_side(loss, arguments), first.shape[-1]
+    dtype, of_weight = first.dtype, weight if weight is None else weight.dtype
+    dtypes = dtype, label.dtype, of_weight  # those of the others follow
+    key = loss, trusted, wanted, losses, check, width, *dtypes, *map(type, arguments)
+    tape = TAPES.get(key)
+    if tape is None:
+        every = wanted or (False,) * len(call.arguments)
+        formula = Formula(call._replace(trusted=trusted), every, losses, check)
+        tape = noted(key, formula, _samples(loss, arguments))
+    adds = losses and reduction != "none"
+    if first.nbytes <= SMALL:
+        good, found, *gradients = tape.anew(arguments)
+    else:
+        good, found, *gradients = tape.in_scratch(arguments, call.shape, 2 if adds else 1)
     if check and not good.all():
         check_labels(np, call)
-    if isinstance(losses, np.ndarray):
-        losses[...] = terms
-    total = np.add.reduce(terms, None, wide) if losses is True else 0.0
-    return total, tuple(
-        None if g is None else _derivatives.summed_to(np, g, a.shape, dtype)[()]
-        for g, a in zip(found, call.arguments, strict=True)
+    if losses:
+        found = np.add.reduce(found, None) if adds else _pipeline.cast(np, found, dtype)
+    if not wanted:
+        return found, ()
+    return found, tuple(
+        [
+            None if g is None else _derivatives.summed_to(np, g, a.shape, dtype)[()]
+            for g, a in zip(gradients, arguments, strict=False)
+        ]
     )
 
 
@@ -185,13 +201,14 @@ def side_by_side(loss: Loss, arguments: Sequence[Any]) -> list[Any]:
     return [*map(np.ascontiguousarray, arguments[:count]), *arguments[count:]]
 
 
-def _samples(loss: Loss, kinds: tuple[Any, ...], width: int | None, wide: Any) -> list[Any]:
-    """Return arguments of these dtypes, of one element each; numbers come in the wide one."""
+def _samples(loss: Loss, arguments: list[Any]) -> list[Any]:
+    """Return arguments as these, of one element each; numbers come in the dtype computed in."""
+    wide = _pipeline.accumulator(np, arguments[0].dtype)
     return [
-        np.ones((1, width) if loss.has_rows(i) else 1, dtype=wide if kind is float else kind)
-        if kind is float or isinstance(kind, np.dtype)
-        else kind
-        for i, kind in enumerate(kinds)
+        np.ones((1, *np.shape(a)[-1:]) if loss.has_rows(i) else 1, dtype=getattr(a, "dtype", wide))
+        if isinstance(a, float | np.ndarray | np.generic)
+        else a
+        for i, a in enumerate(arguments)
     ]
 
 
@@ -302,10 +319,9 @@ def _exactly(number: Any) -> tuple[Any, ...]:
     return type(number), array.dtype, array.tobytes()
 
 
-def empty(call: Call, dtype: Any = None, *, rows: bool = False) -> Array:
+def _empty(call: Call, dtype: Any, *, rows: bool = False) -> Array:
     """Return a new array for the losses of a call, or for rows as its inputs have."""
     first = call.operands[0]
-    dtype = first.dtype if dtype is None else dtype
     if call.loss.rowwise:
         return np.empty(first.shape if rows else call.shape, dtype=dtype)
     return np.empty_like(first, dtype=dtype, subok=False)  # laid as it is, to be written in order

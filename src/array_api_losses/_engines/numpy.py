@@ -10,36 +10,16 @@ from typing import Any, TypeVar
 import array_api_compat.numpy as np
 
 from array_api_losses import _derivatives, _pipeline
-from array_api_losses._arrays import check_labels
-from array_api_losses._engines.blocks import (
-    FEW,
-    SIGNS,
-    TAPES,
-    at_once,
-    empty,
-    in_blocks,
-    noted,
-    side_by_side,
-)
+from array_api_losses._engines.blocks import FEW, SIGNS, SMALL, at_once, in_blocks
 from array_api_losses._engines.faster import PRIMITIVES
 from array_api_losses._engines.plain import Plain
-from array_api_losses._engines.replay import Replay
 from array_api_losses._loss import Array, Call, Loss
 from array_api_losses._primitives import FASTER
 
 T = TypeVar("T")
 
-SMALL = 2**12
-"""Up to so many elements it costs nothing to put results in new memory."""
-
-SMALL_ROWS = 2**13
-"""Likewise up to so many entries of rows."""
-
-AT_ONCE = 2**15
-"""Up to so many elements are not cut into blocks where the call is not simple."""
-
-WHOLE = 2**18
-"""The same where it is."""
+AT_ONCE = 2**18
+"""Up to so many elements are not cut into blocks."""
 
 for primitive, function in PRIMITIVES.items():
     FASTER[primitive][np.__name__] = function
@@ -68,68 +48,28 @@ class NumPy(Plain):
     """Few elements are computed at once; more come in blocks."""
 
     def value(self, call: Call) -> Array:
-        size = call.operands[0].size
-        if size <= WHOLE and _is_simple(call):
-            return _quietly(self._whole, call, (), None)[0]
-        if size <= AT_ONCE:
+        if _fits(call):
             return _quietly(self._value, at_once, call)
         with self.quiet():
             return self._value(in_blocks, call)
 
     def _value(self, over: Any, call: Call) -> Array:
-        if call.reduction == "none":
-            result = empty(call)
-            over(call, losses=result)
-            return result if result.ndim else result[()]  # as NumPy's own functions
-        total, weights = over(call, losses=True)[0], self._weights(call)
-        return _pipeline.finished(np, total, weights, call.operands[0].dtype)[()]
+        return self._finished(call, over(call)[0], self._weights(call))
 
-    def _whole(
-        self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
-    ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        """Replay what the plain path does with a simple call: the formula and a sum."""
-        loss, operands, _, reduction, _, trusted, _ = call
-        first, label = operands[0], operands[loss.first_parameter - 1]  # or the last input
-        shape, count, width, with_value = first.shape, first.size, None, cotangent is None
-        if loss.rowwise:
-            *shape, width = shape
-            count, operands = math.prod(shape), (*side_by_side(loss, operands),)
-            first = operands[0]
-        check = not (trusted or (count <= FEW and SIGNS.issuperset(label.ravel().tolist())))
-        key = loss, wanted, with_value, check, first.dtype, label.dtype, width
-        tape = TAPES.get(key) or _noted_of_whole(*key)
-        if wanted:
-            operands = (*operands, _derivatives.seed_of(np, call, cotangent, count)[0])
-        few = SMALL_ROWS if width else SMALL
-        if first.size > few and first.flags.c_contiguous and label.flags.c_contiguous:
-            kept = 1 if reduction == "none" else 2
-            good, value, *found = tape.in_scratch(operands, shape, kept)
-        else:
-            good, value, *found = tape.anew(operands)
-        if check and not good.all():
-            check_labels(np, call)
-        if with_value:
-            if reduction != "none":
-                value = np.add.reduce(value, None, _pipeline.accumulator(np, value.dtype))
-            weights = count if reduction == "mean" else None
-            value = _pipeline.finished(np, value, weights, first.dtype)
-        if not wanted:
-            return value, ()
-        return value, tuple(
-            [None if slope is None else _pipeline.cast(np, slope, first.dtype) for slope in found]
-        )
+    def _finished(self, call: Call, found: Any, weights: Any) -> Array:
+        """Make the result of weighted losses, or of their sum."""
+        if call.reduction != "none":
+            return _pipeline.finished(np, found, weights, call.operands[0].dtype)[()]
+        return found if found.ndim else found[()]  # as NumPy's own functions
 
     def folded(self, call: Call) -> tuple[Any, Any]:
-        over = at_once if call.operands[0].size <= AT_ONCE else in_blocks
-        return over(call, losses=True, check=False)[0], self._weights(call)
+        over = at_once if _fits(call) else in_blocks
+        return over(call, check=False)[0], self._weights(call)
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        size = call.operands[0].size
-        if size <= WHOLE and _is_simple(call):
-            return _quietly(self._whole, call, wanted, cotangent)
-        if size <= AT_ONCE:
+        if _fits(call):
             return _quietly(self._gradient, at_once, call, wanted, cotangent)
         with self.quiet():
             return self._gradient(in_blocks, call, wanted, cotangent)
@@ -138,21 +78,19 @@ class NumPy(Plain):
         self, over: Any, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
         dtype, weights = call.operands[0].dtype, self._weights(call)
-        seed = _derivatives.seed_of(np, call, cotangent, weights)
+        wide = _pipeline.accumulator(np, dtype)
+        factor, divisor = _derivatives.seed_of(np, call, cotangent, weights)
+        if divisor is not None:
+            divisor = np.asarray(divisor, dtype=wide)  # else it would widen what it divides
         value = mean = None
-        losses: Any = False
         if call.reduction == "mean" and wanted[-1]:
             # It has to be known beforehand, and is not rounded yet where it meets the losses.
-            total = over(call, losses=True)[0]
-            mean = _pipeline.finished(np, total, weights, _pipeline.accumulator(np, dtype))[()]
+            mean = _pipeline.finished(np, over(call)[0], weights, wide)[()]
             value = _pipeline.cast(np, mean, dtype)
-        elif cotangent is None:
-            losses = call.reduction != "none" or empty(call)
-        total, gradients = over(call, wanted, seed, mean, losses=losses)
-        if losses is True:
-            value = _pipeline.finished(np, total, weights, dtype)[()]
-        elif losses is not False:
-            value = losses if losses.ndim else losses[()]
+        losses = cotangent is None and mean is None
+        found, gradients = over(call, wanted, (factor, divisor), mean, losses=losses)
+        if losses:
+            value = self._finished(call, found, weights)
         return (value if cotangent is None else None), gradients
 
     def checked(self, call: Call) -> Call:
@@ -207,6 +145,8 @@ class NumPy(Plain):
         """W, where it is needed."""
         if call.reduction != "mean":
             return None
+        if call.weight is None:
+            return math.prod(call.shape)
         return _pipeline.weight_sum(np, call, np.float64)
 
 
@@ -215,49 +155,21 @@ def _is_elementwise(loss: Loss) -> bool:
     return loss.label is not None and not loss.rowwise
 
 
-def _is_simple(call: Call) -> bool:
-    """Whether it has no weights, and numbers for parameters."""
-    loss = call.loss
-    if call.weight is not None:
+def _fits(call: Call) -> bool:
+    """Whether it is computed at once: what is not small has to lie in one piece for that."""
+    loss, operands, weight, _, _, _, _ = call
+    first = operands[0]
+    if first.nbytes <= SMALL:
+        return True
+    if first.size > AT_ONCE:
         return False
-    for parameter in call.operands[loss.first_parameter :]:
-        if type(parameter) is not float:
-            return False
+    shape = call.shape
+    for i, argument in enumerate((*operands, weight)):
+        if isinstance(argument, np.ndarray) and argument.ndim:
+            needed = first.shape if loss.has_rows(i) else shape
+            if argument.shape != needed or not argument.flags.c_contiguous:
+                return False
     return True
-
-
-def _noted_of_whole(
-    loss: Loss,
-    wanted: tuple[bool, ...],
-    with_value: Any,
-    check: Any,
-    dtype: Any,
-    label_dtype: Any,
-    width: Any,
-) -> Replay:
-    """Note whether labels are good, the losses, and the gradients for a last argument, the seed."""
-    at, after, count = len(loss.inputs), loss.first_parameter, len(loss.operands)
-    wide = _pipeline.accumulator(np, dtype)
-
-    def formula(*arguments: Any) -> tuple[Any, ...]:
-        arrays, good = arguments[:after], None
-        if check:
-            label = _pipeline.cast(np, arguments[at], wide)
-            good = np.abs(label if label_dtype.kind == "i" else arguments[at]) == 1
-            arrays = (*arguments[:at], label)
-        call = _pipeline.prepared(np, Call(loss, arrays, None, "sum", None, trusted=True))
-        operands = (*call.operands, *arguments[after:count])  # numbers need no preparing
-        losses = loss.value(np, *operands) if with_value else None
-        if not wanted:
-            return good, losses
-        call = call.with_arguments((*operands, None))
-        return good, losses, *_derivatives.gradients(np, call, wanted, (arguments[-1], None), None)
-
-    kinds = [dtype] * count + [wide] * bool(wanted)
-    kinds[after - 1] = label_dtype
-    rows = (1,) if width is None else (1, width)
-    samples = [np.ones(rows if i < at else 1, dtype=kind) for i, kind in enumerate(kinds)]
-    return noted((loss, wanted, with_value, check, dtype, label_dtype, width), formula, samples)
 
 
 ENGINE = NumPy(np)

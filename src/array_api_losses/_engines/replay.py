@@ -143,9 +143,7 @@ class Replay:
                 arrays[target] = function(arrays[i], arrays[j], arrays[k])
         return [None if place is None else arrays[place] for place in self._results]
 
-    def in_scratch(
-        self, arguments: tuple[Any, ...], shape: tuple[int, ...], kept: int
-    ) -> list[Any]:
+    def in_scratch(self, arguments: Sequence[Any], shape: tuple[int, ...], kept: int) -> list[Any]:
         """Return the same, but only the results from number `kept` on in new arrays.
 
         Arrays among the arguments lie in one piece; `shape` is that of elements, or of how many
@@ -165,7 +163,7 @@ class Replay:
         results = own(flat, outputs)
         own.release()
         for i, output in outputs.items():
-            results[i] = output.reshape(*shape, *output.shape[1:])
+            results[i] = output.reshape((*shape, *output.shape[1:]))
         return results
 
     def note(
