@@ -13,7 +13,7 @@ from typing import Any
 
 from array_api_losses._arguments import unknown
 from array_api_losses._loss import Array, Call, Loss
-from array_api_losses._primitives import total
+from array_api_losses._primitives import except_where, total
 
 
 def accumulator(xp: Any, dtype: Any) -> Any:
@@ -47,7 +47,7 @@ def prepared(xp: Any, call: Call) -> Call:
     if labels:
         y = labels[0]
         if not trusted:
-            y = xp.where(xp.abs(call.label) == 1, y, math.nan)
+            y = except_where(xp, xp.abs(call.label) != 1, math.nan, y)
         for parameter in arrays:
             y = y + xp.where(_admitted(xp, loss, parameter), xp.zeros_like(parameter), math.nan)
         labels = (y,)
@@ -70,7 +70,7 @@ def _admitted(xp: Any, loss: Loss, parameter: Array) -> Array:
 
 def forgiven(xp: Any, weight: Array, losses: Array, values: Array) -> Array:
     """`values`, but 0 where the weight is zero and the loss is not finite."""
-    return xp.where((weight == 0) & ~xp.isfinite(losses), 0.0, values)
+    return except_where(xp, (weight == 0) & ~xp.isfinite(losses), 0.0, values)
 
 
 def weighed(xp: Any, weight: Array | None, values: Array) -> Array:
@@ -99,7 +99,7 @@ def divided(xp: Any, values: Any, weights: Any) -> Any:
     """values / W; NaN, and no warning, where W is 0."""
     if type(weights) is int:
         return values / (weights or math.nan)
-    return values / xp.where(weights == 0, math.nan, weights)
+    return values / except_where(xp, weights == 0, math.nan, weights)
 
 
 def folded(xp: Any, call: Call, terms: Array) -> tuple[Array, Any]:

@@ -21,6 +21,17 @@ def _select(y: Any, a: Any, b: Any) -> Any:
     return np.maximum(np.minimum(a, ceiling), np.minimum(b, -ceiling))
 
 
+def _except_where(condition: Any, other: Any, values: Any) -> Any:
+    # `numpy.where` takes as long as three products.
+    if hasattr(values, "apply"):
+        return values.apply(_replaced, condition, other)
+    return _replaced(values, condition, other)
+
+
+def _replaced(values: Any, condition: Any, other: Any) -> Any:
+    return np.where(condition, other, values) if np.count_nonzero(condition) else values
+
+
 def _zero(y: Any) -> Any:
     return _ZERO.get(y.dtype, 0)
 
@@ -88,11 +99,12 @@ def _quotients_into(v: Any, size: Any, out: Any) -> None:
 def _root(s: Any, p: float) -> tuple[Any, Any]:
     # Nothing differentiates this, so that 0 may stand under the root.
     found = np.sqrt(s) if p == EUCLIDEAN else s ** (1 / p)
-    return found, np.where(s > 0, 1 / found, s)
+    return found, _except_where(s == 0, s, 1 / found)
 
 
 PRIMITIVES: dict[str, Callable[..., Any]] = {
     "select": _select,
+    "except_where": _except_where,
     "zero": _zero,
     "zeros": _zero,
     "root": _root,

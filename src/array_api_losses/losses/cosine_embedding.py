@@ -21,7 +21,16 @@ import math
 from typing import Any, TypeAlias
 
 from array_api_losses._loss import Array, Call, Loss, LossInstance, loss_class, loss_function
-from array_api_losses._primitives import dot, moderate, root, rows_divided, select, steep, zero
+from array_api_losses._primitives import (
+    dot,
+    except_where,
+    moderate,
+    root,
+    rows_divided,
+    select,
+    steep,
+    zero,
+)
 
 Pair: TypeAlias = tuple[Array, Array]
 
@@ -41,7 +50,7 @@ def _cosine(xp: Any, a: Array, b: Array) -> tuple[Array, Array, Pair, Pair, Pair
 
 def _divisor(xp: Any, values: Array) -> Array:
     """Infinity for 0, so that quotients, and their derivatives, are 0 there."""
-    return xp.where(values == 0, math.inf, values)
+    return except_where(xp, values == 0, math.inf, values)
 
 
 def _value(xp: Any, a: Array, b: Array, y: Array, margin: Array) -> Array:
@@ -60,7 +69,7 @@ def _slopes(
     def in_vector(i: int) -> Array:
         own, other = vectors[i], vectors[1 - i]
         # 0 where the vector is so short that the dtype cannot hold its gradient.
-        own_turn = xp.where(xp.isinf(turn / sizes[i]), 0, turn)
+        own_turn = except_where(xp, xp.isinf(turn / sizes[i]), 0, turn)
         # In one order of operations, so that the two are the same where the vectors are.
         towards = own_turn / norms
         along = own_turn * cosine / _divisor(xp, squares[i])
