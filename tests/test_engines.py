@@ -209,7 +209,7 @@ def test_a_forgotten_block_is_noticed(
 
     over_blocks = blocks._over_blocks
 
-    def only_the_first(formula: Any, work: Any, arguments: Any, outputs: dict[int, Any]) -> Any:
+    def only_the_first(tape_for: Any, work: Any, arguments: Any, outputs: dict[int, Any]) -> Any:
         first: list[Any] = []
 
         def forgetful(tape: Any, block: Any, slots: dict[int, Any]) -> Any:
@@ -219,7 +219,7 @@ def test_a_forgotten_block_is_noticed(
 
         for output in outputs.values():
             output[...] = 0
-        return over_blocks(formula, forgetful, arguments, outputs)
+        return over_blocks(tape_for, forgetful, arguments, outputs)
 
     assert block
     monkeypatch.setattr(blocks, "_over_blocks", only_the_first)

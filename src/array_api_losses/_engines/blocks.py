@@ -9,6 +9,7 @@ share them: NumPy lets go of the interpreter while it computes.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import array_api_compat.numpy as np
@@ -20,6 +21,7 @@ from array_api_losses._engines.threads import allowed, shared
 from array_api_losses._loss import Array, Call, Loss
 
 T = TypeVar("T")
+_ARRAY = np.ndarray  # sooner found than as an attribute
 
 BLOCK = 2**16
 """Elements of a block, for one thread: what it touches stays in the nearest cache."""
@@ -48,7 +50,7 @@ TAPES: dict[Any, Replay] = {}
 """What has been noted of formulas."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Formula:
     """What is computed of a block: whether its labels are good, the weighted losses, gradients.
 
@@ -61,14 +63,10 @@ class Formula:
     losses: bool
     check: bool
 
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """All that decides on the operations, but the arguments."""
-        return self.call.loss, self.call.trusted, self.wanted, self.losses, self.check
-
     def __call__(self, *arguments: Any) -> tuple[Any, ...]:
         *own, factor, divisor, mean = arguments
         call, loss, at = self.call, self.call.loss, len(self.call.loss.inputs)
+        wanted = self.wanted or (False,) * len(own)
         if loss.label is not None and own[at].dtype.kind == "i":
             # No other integer rounds to 1, so this is quicker.
             own[at] = _pipeline.cast(np, own[at], _pipeline.accumulator(np, own[0].dtype))
@@ -83,13 +81,13 @@ class Formula:
         known = zip(numbers, own, block.arguments, strict=True)
         block = block.with_arguments(tuple([a if number else b for number, a, b in known]))
         terms = in_weight = None
-        if self.losses or self.wanted[-1]:
+        if self.losses or wanted[-1]:
             losses = loss.value(np, *block.operands)
             terms = _pipeline.weighed(np, block.weight, losses) if self.losses else None
-            if self.wanted[-1]:
+            if wanted[-1]:
                 in_weight = _derivatives.slope_in_weight(np, block.weight, losses, mean)
         seed = factor, divisor
-        return good, terms, *_derivatives.gradients(np, block, self.wanted, seed, in_weight)
+        return good, terms, *_derivatives.gradients(np, block, wanted, seed, in_weight)
 
 
 def _good(call: Call) -> Array:
@@ -115,7 +113,8 @@ def in_blocks(
     wide = _pipeline.accumulator(np, first.dtype)
     wanted = wanted or (False,) * len(call.arguments)
     small = [np.size(argument) <= 1 for argument in call.arguments]
-    formula = Formula(call, wanted, losses, check and not call.trusted)
+    check = check and not call.trusted
+    tape_for = partial(_tape, call, call.trusted, wanted, losses, check)
     adds = losses and call.reduction != "none"
     arrays: dict[int, Any] = {}  # by their place among the results of the formula
     if losses and not adds:
@@ -137,8 +136,8 @@ def in_blocks(
             for c in columns
         ]
 
-    over = _over_rows if call.loss.rowwise else _over_blocks
-    sums = over(formula, work, [*call.arguments, *seed, mean], arrays)
+    over = partial(_over_rows, call) if call.loss.rowwise else _over_blocks
+    sums = over(tape_for, work, [*call.arguments, *seed, mean], arrays)
     total, *totals = np.sum(np.asarray(sums, dtype=np.float64), axis=0)
     return arrays.get(1, total), tuple(
         None
@@ -165,17 +164,10 @@ def at_once(
     check = check and not trusted
     if check and label.size <= FEW and SIGNS.issuperset(label.ravel().tolist()):
         trusted, check = True, False
-    arguments, width = [*operands, weight, *seed, mean], None
+    dtype, arguments = first.dtype, [*operands, weight, *seed, mean]
     if loss.rowwise:
-        arguments, width = side_by_side(loss, arguments), first.shape[-1]
-    dtype, of_weight = first.dtype, weight if weight is None else weight.dtype
-    dtypes = dtype, label.dtype, of_weight  # those of the others follow
-    key = loss, trusted, wanted, losses, check, width, *dtypes, *map(type, arguments)
-    tape = TAPES.get(key)
-    if tape is None:
-        every = wanted or (False,) * len(call.arguments)
-        formula = Formula(call._replace(trusted=trusted), every, losses, check)
-        tape = noted(key, formula, _samples(loss, arguments))
+        arguments = side_by_side(loss, arguments)
+    tape = _tape(call, trusted, wanted, losses, check, arguments)
     adds = losses and reduction != "none"
     if first.nbytes <= SMALL:
         good, found, *gradients = tape.anew(arguments)
@@ -189,7 +181,9 @@ def at_once(
         return found, ()
     return found, tuple(
         [
-            None if g is None else _derivatives.summed_to(np, g, a.shape, dtype)[()]
+            g
+            if g is None or (g.shape == a.shape != () and g.dtype == dtype)
+            else _derivatives.summed_to(np, g, a.shape, dtype)[()]
             for g, a in zip(gradients, arguments, strict=False)
         ]
     )
@@ -201,24 +195,13 @@ def side_by_side(loss: Loss, arguments: Sequence[Any]) -> list[Any]:
     return [*map(np.ascontiguousarray, arguments[:count]), *arguments[count:]]
 
 
-def _samples(loss: Loss, arguments: list[Any]) -> list[Any]:
-    """Return arguments as these, of one element each; numbers come in the dtype computed in."""
-    wide = _pipeline.accumulator(np, arguments[0].dtype)
-    return [
-        np.ones((1, *np.shape(a)[-1:]) if loss.has_rows(i) else 1, dtype=getattr(a, "dtype", wide))
-        if isinstance(a, float | np.ndarray | np.generic)
-        else a
-        for i, a in enumerate(arguments)
-    ]
-
-
 def _over_blocks(
-    formula: Formula,
+    tape_for: Callable[[list[Any]], Replay],
     work: Callable[[Replay, list[Any], dict[int, Any]], T],
     arguments: list[Any],
     outputs: dict[int, Any],
 ) -> list[T]:
-    """Let `work` replay a formula of `arguments` on every block, with those of `outputs`."""
+    """Let `work` replay a formula on every block of `arguments`, with those of `outputs`."""
     arguments = [
         argument.reshape(())
         if isinstance(argument, np.ndarray) and argument.size == 1
@@ -236,7 +219,7 @@ def _over_blocks(
         buffersize=size,
     )
 
-    tape = _tape(formula, [a[(0,) * (a.ndim - 1)] if np.ndim(a) else a for a in arguments])
+    tape = tape_for(arguments)
 
     def part(start: int, stop: int) -> list[T]:
         own, done, own_tape = list(arguments), [], tape.copy()
@@ -258,13 +241,14 @@ def _over_blocks(
 
 
 def _over_rows(
-    formula: Formula,
+    call: Call,
+    tape_for: Callable[[list[Any]], Replay],
     work: Callable[[Replay, list[Any], dict[int, Any]], T],
     arguments: list[Any],
     outputs: dict[int, Any],
 ) -> list[T]:
-    """Let `work` run a formula of `arguments` on blocks of rows, with those of `outputs`."""
-    loss, shape = formula.call.loss, formula.call.shape
+    """As `_over_blocks`, on blocks of rows."""
+    loss, shape = call.loss, call.shape
     width, count = arguments[0].shape[-1], math.prod(shape)
 
     def flat(array: Any, *, rows: bool) -> Any:
@@ -278,7 +262,7 @@ def _over_rows(
     inputs = [flat(a, rows=loss.has_rows(i)) for i, a in enumerate(arguments)]
     results = {i: a.reshape(count, *a.shape[len(shape) :]) for i, a in outputs.items()}
     size = max(1, ROWS // max(1, width))
-    tape = _tape(formula, inputs)
+    tape = tape_for(inputs)
 
     def part(start: int, stop: int) -> list[T]:
         own_tape, done = tape.copy(), []
@@ -295,28 +279,54 @@ def _over_rows(
     return [result for done in shared(part, cuts) for result in done]
 
 
-def _tape(formula: Formula, arguments: list[Any]) -> Replay:
-    """Return what was noted of this formula, for numbers and dtypes as these."""
+def _tape(
+    call: Call,
+    trusted: bool,
+    wanted: tuple[bool, ...],
+    losses: bool,
+    check: bool,
+    arguments: list[Any],
+) -> Replay:
+    """Return what is noted of a formula, for arguments of these kinds."""
+    loss, operands, weight, _, _, _, _ = call
+    first, after = operands[0], loss.first_parameter
     key = (
-        formula.key,
-        *((a.dtype, a.shape[1:]) if np.ndim(a) else _exactly(a) for a in arguments),
+        loss,
+        trusted,
+        wanted,
+        losses,
+        check,
+        first.dtype,  # with those of the label and the weight, the others follow
+        operands[after - 1].dtype,
+        None if weight is None else weight.dtype,
+        first.shape[-1] if loss.rowwise else None,
+        # Numbers may change, but are no arrays.
+        *[a.ndim > 0 if isinstance(a, _ARRAY) else type(a) for a in arguments[after:]],
     )
-    return TAPES.get(key) or noted(key, formula, arguments)
+    found = TAPES.get(key)
+    if found is None:
+        formula = Formula(call._replace(trusted=trusted), wanted, losses, check)
+        found = _noted(key, formula, arguments)
+    return found
 
 
-def noted(key: Any, formula: Callable[..., tuple[Any, ...]], arguments: list[Any]) -> Replay:
-    """Note what a formula does with arguments, and keep it under a key."""
+def _noted(key: Any, formula: Formula, arguments: list[Any]) -> Replay:
+    """Note what a formula does with samples of its arguments, and keep it under a key."""
+    loss, first = formula.call.loss, arguments[0]
+    wide = _pipeline.accumulator(np, first.dtype)
+    samples = []
+    for i, argument in enumerate(arguments):
+        shape: tuple[int, ...] = ()
+        if i < loss.first_parameter or np.ndim(argument):
+            shape = (1, *first.shape[-1:]) if loss.has_rows(i) else (1,)
+        known = argument is None or type(argument) is int
+        dtype = getattr(argument, "dtype", wide)
+        samples.append(argument if known else np.ones(shape, dtype=dtype))
     if len(TAPES) >= MOST_TAPES:
         TAPES.clear()
     with np.errstate(all="ignore"):
-        tape = TAPES[key] = Replay(formula, arguments)
+        tape = TAPES[key] = Replay(formula, samples)
     return tape
-
-
-def _exactly(number: Any) -> tuple[Any, ...]:
-    """What tells a number, or None, from others: `repr` of an array has but a few digits."""
-    array = np.asarray(number)
-    return type(number), array.dtype, array.tobytes()
 
 
 def _empty(call: Call, dtype: Any, *, rows: bool = False) -> Array:

@@ -76,8 +76,8 @@ class _StandIn(NDArrayOperatorsMixin):
 class Replay:
     """A formula that returns a tuple, of arrays and None; the next call overwrites the arrays.
 
-    It is to be called with arrays of one length, whose other axes are always the same, and with the
-    same numbers each time.
+    It is to be called with arrays of one length, whose other axes are always the same, and with any
+    number where it has seen an array without axes; with the same ones elsewhere.
     """
 
     def __init__(self, formula: Callable[..., tuple[Any, ...]], arguments: list[Any]) -> None:
@@ -212,7 +212,7 @@ class Replay:
         self._arrays = list(arguments)
         results = formula(
             *(
-                _StandIn(self, a[:1].copy(), i) if isinstance(a, np.ndarray) and a.ndim else a
+                _StandIn(self, a[:1].copy() if a.ndim else a, i) if isinstance(a, np.ndarray) else a
                 for i, a in enumerate(arguments)
             )
         )
@@ -234,7 +234,8 @@ class Replay:
         free: list[int] = []
         for i, (function, sources, target) in enumerate(self._steps):
             done = [home[s] for s in dying.get(i, ()) if s in home]
-            small = self._of_wide_rows and self._arrays[target].ndim < AXES_OF_ROWS
+            axes = self._arrays[target].ndim
+            small = axes == 0 or (self._of_wide_rows and axes < AXES_OF_ROWS)
             if function is None or small:
                 free += done
                 self._steps[i] = None, [home.get(s, s) for s in sources], target
