@@ -47,7 +47,7 @@ def prepared(xp: Any, call: Call) -> Call:
     if labels:
         y = labels[0]
         if not trusted:
-            y = except_where(xp, xp.abs(call.label) != 1, math.nan, y)
+            y = except_where(xp, ~(xp.abs(call.label) == 1), math.nan, y)
         for parameter in arrays:
             y = y + xp.where(_admitted(xp, loss, parameter), xp.zeros_like(parameter), math.nan)
         labels = (y,)
