@@ -305,7 +305,10 @@ def _host(call: Call, cotangent: Any = None) -> tuple[Call, Any] | None:
 
 def _tensor(array: Any, dtype: Any) -> Any:
     """Turn a result of NumPy, an array or a scalar, into a tensor."""
-    return None if array is None else torch.from_numpy(asarray(array)).to(dtype)
+    if array is None:
+        return None
+    tensor = torch.from_numpy(asarray(array))
+    return tensor if tensor.dtype is dtype else tensor.to(dtype)  # which takes longer to see it
 
 
 ENGINE = Torch(xp)
