@@ -21,7 +21,7 @@ from array_api_losses._engines.threads import allowed, shared
 from array_api_losses._loss import Array, Call, Loss
 
 T = TypeVar("T")
-_ARRAY = np.ndarray  # sooner found than as an attribute
+_ARRAY, _ADD = np.ndarray, np.add.reduce  # sooner found than as attributes
 
 BLOCK = 2**16
 """Elements of a block, for one thread: what it touches stays in the nearest cache."""
@@ -176,7 +176,7 @@ def at_once(
     if check and not good.all():
         check_labels(np, call)
     if losses:
-        found = np.add.reduce(found, None) if adds else _pipeline.cast(np, found, dtype)
+        found = _ADD(found, None) if adds else _pipeline.cast(np, found, dtype)
     if not wanted:
         return found, ()
     return found, tuple(

@@ -54,17 +54,11 @@ class NumPy(Plain):
             return self._value(in_blocks, call)
 
     def _value(self, over: Any, call: Call) -> Array:
-        return self._finished(call, over(call)[0], self._weights(call))
-
-    def _finished(self, call: Call, found: Any, weights: Any) -> Array:
-        """Make the result of weighted losses, or of their sum."""
-        if call.reduction != "none":
-            return _pipeline.finished(np, found, weights, call.operands[0].dtype)[()]
-        return found if found.ndim else found[()]  # as NumPy's own functions
+        return _finished(call, over(call)[0], _weights(call))
 
     def folded(self, call: Call) -> tuple[Any, Any]:
         over = at_once if _fits(call) else in_blocks
-        return over(call, check=False)[0], self._weights(call)
+        return over(call, check=False)[0], _weights(call)
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -77,7 +71,7 @@ class NumPy(Plain):
     def _gradient(
         self, over: Any, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        dtype, weights = call.operands[0].dtype, self._weights(call)
+        dtype, weights = call.operands[0].dtype, _weights(call)
         wide = _pipeline.accumulator(np, dtype)
         factor, divisor = _derivatives.seed_of(np, call, cotangent, weights)
         if divisor is not None:
@@ -90,7 +84,7 @@ class NumPy(Plain):
         losses = cotangent is None and mean is None
         found, gradients = over(call, wanted, (factor, divisor), mean, losses=losses)
         if losses:
-            value = self._finished(call, found, weights)
+            value = _finished(call, found, weights)
         return (value if cotangent is None else None), gradients
 
     def checked(self, call: Call) -> Call:
@@ -141,13 +135,21 @@ class NumPy(Plain):
             raise ImportError(msg) from error
         return numba.ENGINE
 
-    def _weights(self, call: Call) -> Any:
-        """W, where it is needed."""
-        if call.reduction != "mean":
-            return None
-        if call.weight is None:
-            return math.prod(call.shape)
-        return _pipeline.weight_sum(np, call, np.float64)
+
+def _weights(call: Call) -> Any:
+    """W, where it is needed."""
+    if call.reduction != "mean":
+        return None
+    if call.weight is None:
+        return math.prod(call.shape) if call.loss.rowwise else call.operands[0].size
+    return _pipeline.weight_sum(np, call, np.float64)
+
+
+def _finished(call: Call, found: Any, weights: Any) -> Array:
+    """Make the result of weighted losses, or of their sum."""
+    if call.reduction != "none":
+        return _pipeline.finished(np, found, weights, call.operands[0].dtype)[()]
+    return found if found.ndim else found[()]  # as NumPy's own functions
 
 
 def _is_elementwise(loss: Loss) -> bool:

@@ -85,7 +85,6 @@ class Replay:
         self._steps: list[tuple[Callable[..., Any] | None, list[int], int]] = []
         self._functions: list[Callable[..., Any]] = []  # those of the steps, without `out`
         self._planned: list[tuple[Any, Callable[..., Any], Callable[[list[Any]], Any], int]] = []
-        self._quick: list[tuple[Callable[..., Any], Any, Any, Any, int]] = []
         self._results: list[Any] = []  # their places, or None
         self._arrays: list[Any] = []  # arguments, numbers and scratch, by place
         self._constants: dict[Any, int] = {}  # their places
@@ -132,16 +131,7 @@ class Replay:
 
     def anew(self, arguments: Sequence[Any]) -> list[Any]:
         """Return the same in new arrays, of any shapes that broadcast: quick for few elements."""
-        arrays = self._arrays.copy()
-        arrays[: len(arguments)] = arguments
-        for function, i, j, k, target in self._quick:
-            if j is None:
-                arrays[target] = function(arrays[i])
-            elif k is None:
-                arrays[target] = function(arrays[i], arrays[j])
-            else:
-                arrays[target] = function(arrays[i], arrays[j], arrays[k])
-        return [None if place is None else arrays[place] for place in self._results]
+        return self._written(*arguments)
 
     def in_scratch(self, arguments: Sequence[Any], shape: tuple[int, ...], kept: int) -> list[Any]:
         """Return the same, but only the results from number `kept` on in new arrays.
@@ -254,10 +244,23 @@ class Replay:
             one = slice(sources[0], sources[0] + 1)  # which `itemgetter` gives as a list too
             inputs = itemgetter(*sources) if len(sources) > 1 else itemgetter(one)
             self._planned.append((into, function, inputs, target))
-            i, j, k = (*sources, None, None)[:3]
-            self._quick.append((function, i, j, k, target))
         self._scratch = dict.fromkeys(home.values())
         self._results = [r and home.get(r.place, r.place) for r in results]
+        self._written = self._written_out(len(arguments))
+
+    def _written_out(self, count: int) -> Callable[..., list[Any]]:
+        """Return the steps as a function of Python, which takes less time than a loop over them."""
+        known: dict[str, Any] = {f"f{i}": function for i, function in enumerate(self._functions)}
+        known |= {f"a{place}": self._arrays[place] for place in self._constants.values()}
+        steps = [
+            f"a{target} = f{i}({', '.join(f'a{source}' for source in sources)})"
+            for i, (_, sources, target) in enumerate(self._steps)
+        ]
+        results = ["None" if place is None else f"a{place}" for place in self._results]
+        head = f"def written({', '.join(f'a{i}' for i in range(count))}):"
+        exec("\n ".join([head, *steps, f"return [{', '.join(results)}]"]), known)
+        written: Callable[..., list[Any]] = known["written"]
+        return written
 
     def _forget_what_is_not_needed(self, results: list[int]) -> None:
         """Leave out steps that lead to no result, such as parts of slopes that nobody wants."""
