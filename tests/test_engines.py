@@ -298,6 +298,6 @@ def test_numbers_kept_as_arrays_are_few(backend: Backend, monkeypatch: pytest.Mo
     monkeypatch.setattr(replay, "MOST_FREE", 1)
     monkeypatch.setattr(replay, "_FULL", {})
     for dtype in ("float32", "float64", "float32"):
-        x = backend.np.ones(50_000, dtype)
+        x = backend.np.ones(100_000, dtype)
         assert loss(x, x) == 1
         assert len(replay._FULL) == 1

@@ -35,7 +35,7 @@ ROWS = 2**18
 FOR_THREADS = 2**20
 """So many elements keep more than one thread busy."""
 
-SMALL = 2**17
+SMALL = 2**18
 """Inputs of up to so many bytes: results in new memory are in the cache, and the system gives it
 sooner than scratch is laid out. It takes memory back, and so is slow, where steps free megabytes.
 """
