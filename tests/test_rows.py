@@ -47,6 +47,15 @@ def test_one_row_without_a_batch_of_any_length(backend: Backend, scale: float) -
     assert math.isclose(near, 5 * scale, rel_tol=1e-5)
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+def test_one_long_row_without_a_batch(backend: Backend, reduction: str) -> None:
+    backend.require("large")
+    a, b = (backend.asarray(v, "float32") for v in ([1.0] * 70_000, [1.0, 0.0] * 35_000))
+    loss = backend.call(cosine, a, b, backend.asarray(1, "int8"), reduction=reduction)
+    assert loss.shape == ()
+    assert math.isclose(backend.tolist(loss)[0], 1 - math.sqrt(0.5), rel_tol=1e-4)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e8, 1e-8])
 def test_gradients_of_huge_and_tiny_vectors(backend: Backend, scale: float) -> None:
     """The gradient of the cosine is as much longer as the vector is shorter; the other is any."""
