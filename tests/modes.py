@@ -59,10 +59,10 @@ def _numpy_plain() -> Iterator[None]:
 
 @contextmanager
 def _numpy_blocks() -> Iterator[None]:
-    from array_api_losses._engines import blocks, numpy
+    from array_api_losses._engines import blocks
 
-    few = {"BLOCK": 3, "BIG_BLOCK": 3, "ROWS": 4, "FOR_THREADS": 6, "allowed": lambda: 2}
-    with mock.patch.multiple(numpy, SMALL=1, AT_ONCE=1), mock.patch.multiple(blocks, **few):
+    few = {"SMALL": 8, "AT_ONCE": 1, "BLOCK": 3, "BIG_BLOCK": 3, "ROWS": 4, "FOR_THREADS": 6}
+    with mock.patch.multiple(blocks, **few, allowed=lambda: 2):
         yield
 
 

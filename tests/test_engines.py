@@ -31,15 +31,12 @@ pytestmark = pytest.mark.library("numpy")
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | str:
     """Cut even small arrays into many blocks, or compute them at once in scratch."""
     from array_api_losses._engines import blocks
-    from array_api_losses._engines import numpy as engine
 
+    monkeypatch.setattr(blocks, "SMALL", 8)  # bytes: one element alone is neither cut nor laid out
     if request.param == "scratch":
-        monkeypatch.setattr(blocks, "SMALL", 8)  # of one element nothing is laid out
-        monkeypatch.setattr(engine, "SMALL", 8)
         monkeypatch.setattr(blocks, "FEW", 0)
         return "scratch"
-    monkeypatch.setattr(engine, "SMALL", 1)
-    monkeypatch.setattr(engine, "AT_ONCE", 1)
+    monkeypatch.setattr(blocks, "AT_ONCE", 1)
     monkeypatch.setattr(blocks, "BLOCK", request.param)
     monkeypatch.setattr(blocks, "BIG_BLOCK", request.param)
     monkeypatch.setattr(blocks, "ROWS", 2 * request.param)
@@ -113,6 +110,19 @@ def test_layouts(backend: Backend, block: int | str, reduction: str) -> None:
     assert loss(still, np.broadcast_to(np.int8(-1), (3, 8))) == 0.75
 
 
+def test_results_of_a_subclass_are_plain_arrays(backend: Backend) -> None:
+    np = backend.np
+
+    class Own(np.ndarray):
+        pass
+
+    for size in (8, 40_000, 300_000):
+        x, y, w = np.ones(size), np.ones(size), np.ones(size)
+        for arrays in ((x.view(Own), y, None), (x, y.view(Own), w), (x, y, w.view(Own))):
+            value, gradient = xpl.value_and_grad(loss)(*arrays[:2], 1.0, "none", weight=arrays[2])
+            assert type(value) is type(gradient) is np.ndarray
+
+
 def test_numbers_that_look_alike(backend: Backend, block: int | str) -> None:
     """What is noted for one margin, weight or cotangent is not taken for another."""
     assert block
@@ -161,8 +171,7 @@ def test_a_margin_that_is_a_number_or_an_array(backend: Backend) -> None:
 
 
 def test_sizes_around_a_block(backend: Backend) -> None:
-    from array_api_losses._engines.blocks import BIG_BLOCK, BLOCK, FOR_THREADS, SMALL
-    from array_api_losses._engines.numpy import AT_ONCE
+    from array_api_losses._engines.blocks import AT_ONCE, BIG_BLOCK, BLOCK, FOR_THREADS, SMALL
 
     np = backend.np
     rng = np.random.default_rng(6)
@@ -182,8 +191,7 @@ def test_sizes_around_a_block(backend: Backend) -> None:
 @pytest.mark.parametrize("name", [name for name in LOSSES if LOSSES[name].rowwise])
 def test_rows_around_a_block(backend: Backend, name: str, width: int) -> None:
     """A row has the same loss and slopes, bit for bit, whatever stands beside it."""
-    from array_api_losses._engines.blocks import SMALL
-    from array_api_losses._engines.numpy import AT_ONCE
+    from array_api_losses._engines.blocks import AT_ONCE, SMALL
 
     np, function, spec = backend.np, getattr(xpl, name), LOSSES[name]
     call = xpl.value_and_grad(function, tuple(range(len(spec.inputs))))

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import array_api_compat.numpy as np
+from numpy import asarray
 
 from array_api_losses import _derivatives, _pipeline
 from array_api_losses._arrays import check_labels
@@ -39,6 +40,9 @@ SMALL = 2**18
 """Inputs of up to so many bytes: results in new memory are in the cache, and the system gives it
 sooner than scratch is laid out. It takes memory back, and so is slow, where steps free megabytes.
 """
+
+AT_ONCE = 2**18
+"""Up to so many elements are not cut into blocks, if they lie in one piece."""
 
 FEW = 64
 """Up to so many labels are looked at fastest in Python."""
@@ -111,10 +115,10 @@ def in_blocks(
     """
     first = call.operands[0]
     wide = _pipeline.accumulator(np, first.dtype)
-    wanted = wanted or (False,) * len(call.arguments)
     small = [np.size(argument) <= 1 for argument in call.arguments]
     check = check and not call.trusted
     tape_for = partial(_tape, call, call.trusted, wanted, losses, check)
+    wanted = wanted or (False,) * len(call.arguments)
     adds = losses and call.reduction != "none"
     arrays: dict[int, Any] = {}  # by their place among the results of the formula
     if losses and not adds:
@@ -138,7 +142,7 @@ def in_blocks(
 
     over = partial(_over_rows, call) if call.loss.rowwise else _over_blocks
     sums = over(tape_for, work, [*call.arguments, *seed, mean], arrays)
-    total, *totals = np.sum(np.asarray(sums, dtype=np.float64), axis=0)
+    total, *totals = np.sum(asarray(sums, dtype=np.float64), axis=0)
     return arrays.get(1, total), tuple(
         None
         if not want
@@ -147,6 +151,23 @@ def in_blocks(
         else _derivatives.summed_to(np, arrays[i + 2], argument.shape, first.dtype)
         for i, (want, argument) in enumerate(zip(wanted, call.arguments, strict=True))
     )
+
+
+def fits_at_once(call: Call) -> bool:
+    """Whether `at_once` is made for a call: what is not small has to lie in one piece."""
+    loss, operands, weight, _, _, _, _ = call
+    first = operands[0]
+    if first.nbytes <= SMALL:
+        return True
+    if first.size > AT_ONCE:
+        return False
+    shape = call.shape
+    for i, argument in enumerate((*operands, weight)):
+        if isinstance(argument, np.ndarray) and argument.ndim:
+            needed = first.shape if loss.has_rows(i) else shape
+            if argument.shape != needed or not argument.flags.c_contiguous:
+                return False
+    return True
 
 
 def at_once(
@@ -176,14 +197,16 @@ def at_once(
     if check and not good.all():
         check_labels(np, call)
     if losses:
-        found = _ADD(found, None) if adds else _pipeline.cast(np, found, dtype)
+        found = _ADD(found, None) if adds else asarray(found, dtype)
     if not wanted:
         return found, ()
     return found, tuple(
         [
-            g
-            if g is None or (g.shape == a.shape != () and g.dtype == dtype)
-            else _derivatives.summed_to(np, g, a.shape, dtype)[()]
+            None
+            if g is None
+            else asarray(g, dtype)  # which is of no subclass
+            if g.shape == a.shape != ()
+            else asarray(_derivatives.summed_to(np, g, a.shape, dtype))[()]
             for g, a in zip(gradients, arguments, strict=False)
         ]
     )
@@ -191,7 +214,7 @@ def at_once(
 
 def side_by_side(loss: Loss, arguments: Sequence[Any]) -> list[Any]:
     """Bring the entries of each row together: NumPy adds up others one after another."""
-    count = len(loss.inputs) if loss.rowwise else 0
+    count = len(loss.inputs)
     return [*map(np.ascontiguousarray, arguments[:count]), *arguments[count:]]
 
 

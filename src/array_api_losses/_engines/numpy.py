@@ -10,16 +10,13 @@ from typing import Any, TypeVar
 import array_api_compat.numpy as np
 
 from array_api_losses import _derivatives, _pipeline
-from array_api_losses._engines.blocks import FEW, SIGNS, SMALL, at_once, in_blocks
+from array_api_losses._engines.blocks import FEW, SIGNS, at_once, fits_at_once, in_blocks
 from array_api_losses._engines.faster import PRIMITIVES
 from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call, Loss
 from array_api_losses._primitives import FASTER
 
 T = TypeVar("T")
-
-AT_ONCE = 2**18
-"""Up to so many elements are not cut into blocks."""
 
 for primitive, function in PRIMITIVES.items():
     FASTER[primitive][np.__name__] = function
@@ -48,7 +45,7 @@ class NumPy(Plain):
     """Few elements are computed at once; more come in blocks."""
 
     def value(self, call: Call) -> Array:
-        if _fits(call):
+        if fits_at_once(call):
             return _quietly(self._value, at_once, call)
         with self.quiet():
             return self._value(in_blocks, call)
@@ -57,13 +54,13 @@ class NumPy(Plain):
         return _finished(call, over(call)[0], _weights(call))
 
     def folded(self, call: Call) -> tuple[Any, Any]:
-        over = at_once if _fits(call) else in_blocks
+        over = at_once if fits_at_once(call) else in_blocks
         return over(call, check=False)[0], _weights(call)
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        if _fits(call):
+        if fits_at_once(call):
             return _quietly(self._gradient, at_once, call, wanted, cotangent)
         with self.quiet():
             return self._gradient(in_blocks, call, wanted, cotangent)
@@ -155,23 +152,6 @@ def _finished(call: Call, found: Any, weights: Any) -> Array:
 def _is_elementwise(loss: Loss) -> bool:
     """Whether it is a loss of elements that have labels, which is what is fused."""
     return loss.label is not None and not loss.rowwise
-
-
-def _fits(call: Call) -> bool:
-    """Whether it is computed at once: what is not small has to lie in one piece for that."""
-    loss, operands, weight, _, _, _, _ = call
-    first = operands[0]
-    if first.nbytes <= SMALL:
-        return True
-    if first.size > AT_ONCE:
-        return False
-    shape = call.shape
-    for i, argument in enumerate((*operands, weight)):
-        if isinstance(argument, np.ndarray) and argument.ndim:
-            needed = first.shape if loss.has_rows(i) else shape
-            if argument.shape != needed or not argument.flags.c_contiguous:
-                return False
-    return True
 
 
 ENGINE = NumPy(np)

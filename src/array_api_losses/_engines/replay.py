@@ -34,7 +34,7 @@ _FASTER_ON_ARRAYS = frozenset({np.maximum, np.minimum})
 
 
 class _StandIn(NDArrayOperatorsMixin):
-    """Stands for an array; `sample` is one of its dtype, with one element along the first axis."""
+    """Stands for an array, or a number; `sample` is one of its dtype, of one element or row."""
 
     def __init__(self, tape: "Replay", sample: Any, place: int) -> None:
         self.tape, self.sample, self.place = tape, sample, place
@@ -86,6 +86,7 @@ class Replay:
         self._functions: list[Callable[..., Any]] = []  # those of the steps, without `out`
         self._planned: list[tuple[Any, Callable[..., Any], Callable[[list[Any]], Any], int]] = []
         self._results: list[Any] = []  # their places, or None
+        self._written: Callable[..., list[Any]] | None = None
         self._arrays: list[Any] = []  # arguments, numbers and scratch, by place
         self._constants: dict[Any, int] = {}  # their places
         self._filled: list[int] = []  # the places of those that are to be as long as a block
@@ -131,13 +132,16 @@ class Replay:
 
     def anew(self, arguments: Sequence[Any]) -> list[Any]:
         """Return the same in new arrays, of any shapes that broadcast: quick for few elements."""
+        if self._written is None:
+            self._written = self._written_out(len(arguments))
         return self._written(*arguments)
 
     def in_scratch(self, arguments: Sequence[Any], shape: tuple[int, ...], kept: int) -> list[Any]:
         """Return the same, but only the results from number `kept` on in new arrays.
 
-        Arrays among the arguments lie in one piece; `shape` is that of elements, or of how many
-        rows there are. The other results may be overwritten soon.
+        `shape` is that of elements, or of how many rows there are; all arrays among the arguments
+        have it, and are copied unless they lie in one piece. The other results may be overwritten
+        soon.
         """
         axes, size = len(shape), math.prod(shape)
         flat = [
@@ -246,7 +250,6 @@ class Replay:
             self._planned.append((into, function, inputs, target))
         self._scratch = dict.fromkeys(home.values())
         self._results = [r and home.get(r.place, r.place) for r in results]
-        self._written = self._written_out(len(arguments))
 
     def _written_out(self, count: int) -> Callable[..., list[Any]]:
         """Return the steps as a function of Python, which takes less time than a loop over them."""
