@@ -220,9 +220,9 @@ def test_a_forgotten_block_is_noticed(
     def only_the_first(tape_for: Any, work: Any, arguments: Any, outputs: dict[int, Any]) -> Any:
         first: list[Any] = []
 
-        def forgetful(tape: Any, block: Any, slots: dict[int, Any]) -> Any:
+        def forgetful(room: Any, block: Any, shape: Any, slots: dict[int, Any]) -> Any:
             if not first:
-                first.append(work(tape, block, slots))
+                first.append(work(room, block, shape, slots))
             return first[0]
 
         for output in outputs.values():
@@ -283,13 +283,13 @@ def test_errors_of_other_threads(backend: Backend, monkeypatch: pytest.MonkeyPat
 
 def test_a_replay_gives_every_result_its_own_array(backend: Backend) -> None:
     """Also one that is given twice, or is an argument, a part of one or nothing."""
-    from array_api_losses._engines.replay import Replay
+    from array_api_losses._engines.replay import Replay, Room
 
     np = backend.np
     a, b = np.asarray([1.0, 2.0, 3.0]), np.asarray([4.0, 5.0, 6.0])
     outs = {i: np.zeros(3) for i in (0, 1, 2)}
     tape = Replay(lambda a, b: (a + b, a + b, b, a[...], None, b * 2), [a, b])
-    *arrays, nothing, double = tape([a, b], outs)
+    *arrays, nothing, double = Room(tape)([a, b], (3,), outs)
     assert nothing is None
     for result, expected in zip((*arrays, double), (a + b, a + b, b, a, b * 2), strict=True):
         np.testing.assert_array_equal(result, expected)
@@ -297,7 +297,7 @@ def test_a_replay_gives_every_result_its_own_array(backend: Backend) -> None:
         np.testing.assert_array_equal(outs[i], expected)
     rows = np.asarray([[1.0, 3.0], [4.0, 0.0], [2.0, 5.0]])
     tape = Replay(lambda v: (np.maximum(v, 2.0),), [rows])
-    np.testing.assert_array_equal(*tape([rows], {}), np.maximum(rows, 2.0))
+    np.testing.assert_array_equal(*Room(tape)([rows], (3,), {}), np.maximum(rows, 2.0))
 
 
 def test_numbers_kept_as_arrays_are_few(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from numpy import asarray
 
 from array_api_losses import _derivatives, _pipeline
 from array_api_losses._arrays import check_labels
-from array_api_losses._engines.replay import Replay
+from array_api_losses._engines.replay import Replay, Room
 from array_api_losses._engines.threads import allowed, shared
 from array_api_losses._loss import Array, Call, Loss
 
@@ -129,8 +129,10 @@ def in_blocks(
             broadcast = not rows and argument.shape != call.shape
             arrays[i + 2] = _empty(call, wide if broadcast else first.dtype, rows=rows)
 
-    def work(tape: Replay, arguments: list[Any], outputs: dict[int, Any]) -> list[Any]:
-        good, terms, *gradients = tape(arguments, outputs)
+    def work(
+        room: Room, arguments: list[Any], shape: tuple[int, ...], outputs: dict[int, Any]
+    ) -> list[Any]:
+        good, terms, *gradients = room(arguments, shape, outputs)
         if good is not None and np.count_nonzero(good) < good.size:
             check_labels(np, call)
         columns = [terms if adds else None]
@@ -191,7 +193,7 @@ def at_once(
     tape = _tape(call, trusted, wanted, losses, check, arguments)
     adds = losses and reduction != "none"
     if first.nbytes <= SMALL:
-        good, found, *gradients = tape.anew(arguments)
+        good, found, *gradients = tape.anew(*arguments)
     else:
         good, found, *gradients = tape.in_scratch(arguments, call.shape, 2 if adds else 1)
     if check and not good.all():
@@ -220,7 +222,7 @@ def side_by_side(loss: Loss, arguments: Sequence[Any]) -> list[Any]:
 
 def _over_blocks(
     tape_for: Callable[[list[Any]], Replay],
-    work: Callable[[Replay, list[Any], dict[int, Any]], T],
+    work: Callable[[Room, list[Any], tuple[int, ...], dict[int, Any]], T],
     arguments: list[Any],
     outputs: dict[int, Any],
 ) -> list[T]:
@@ -245,7 +247,7 @@ def _over_blocks(
     tape = tape_for(arguments)
 
     def part(start: int, stop: int) -> list[T]:
-        own, done, own_tape = list(arguments), [], tape.copy()
+        own, done, room = list(arguments), [], Room(tape)
         with np.errstate(all="ignore"), whole.copy() as iterator:
             iterator.iterrange = start, stop
             iterator.reset()
@@ -253,8 +255,8 @@ def _over_blocks(
                 for i, view in zip(places, views, strict=False):
                     own[i] = view
                 outs = dict(zip(outputs, views[len(places) :], strict=True))
-                done.append(work(own_tape, own, outs))
-        own_tape.release()
+                done.append(work(room, own, views[0].shape, outs))
+        room.release()
         return done
 
     blocks = -(-whole.itersize // size)
@@ -266,7 +268,7 @@ def _over_blocks(
 def _over_rows(
     call: Call,
     tape_for: Callable[[list[Any]], Replay],
-    work: Callable[[Replay, list[Any], dict[int, Any]], T],
+    work: Callable[[Room, list[Any], tuple[int, ...], dict[int, Any]], T],
     arguments: list[Any],
     outputs: dict[int, Any],
 ) -> list[T]:
@@ -288,13 +290,14 @@ def _over_rows(
     tape = tape_for(inputs)
 
     def part(start: int, stop: int) -> list[T]:
-        own_tape, done = tape.copy(), []
+        room, done = Room(tape), []
         with np.errstate(all="ignore"):
             for begin in range(start, stop, size):
                 cut = slice(begin, min(begin + size, stop))
                 own = side_by_side(loss, [a[cut] if np.ndim(a) else a for a in inputs])
-                done.append(work(own_tape, own, {i: out[cut] for i, out in results.items()}))
-        own_tape.release()
+                outs = {i: out[cut] for i, out in results.items()}
+                done.append(work(room, own, own[0].shape[:1], outs))
+        room.release()
         return done
 
     threads = allowed() if arguments[0].size >= FOR_THREADS else 1

@@ -7,10 +7,9 @@ other threads would have to wait.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
-from operator import itemgetter
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,9 @@ FREE: list[Any] = []
 """Scratch between calls: the system takes as long to hand out memory as a formula to fill it."""
 
 MOST_FREE = 12
+
+LINE = 64
+"""Bytes of a cache line."""
 
 WIDE = 16
 """Beside rows of so many entries, what has one number for each is small: it is new each time."""
@@ -74,91 +76,69 @@ class _StandIn(NDArrayOperatorsMixin):
 
 
 class Replay:
-    """A formula that returns a tuple, of arrays and None; the next call overwrites the arrays.
+    """A formula that returns a tuple of arrays and None, to be done again with other arguments.
 
-    It is to be called with arrays of one length, whose other axes are always the same, and with any
-    number where it has seen an array without axes; with the same ones elsewhere.
+    These are arrays of any length, whose other axes are always the same, and any number where it
+    has seen an array without axes; elsewhere what it has seen.
     """
 
     def __init__(self, formula: Callable[..., tuple[Any, ...]], arguments: list[Any]) -> None:
         """Note what `formula` does with `arguments`, of which it sees but one element."""
+        self._count = len(arguments)
         self._steps: list[tuple[Callable[..., Any] | None, list[int], int]] = []
         self._functions: list[Callable[..., Any]] = []  # those of the steps, without `out`
-        self._planned: list[tuple[Any, Callable[..., Any], Callable[[list[Any]], Any], int]] = []
-        self._results: list[Any] = []  # their places, or None
-        self._written: Callable[..., list[Any]] | None = None
-        self._arrays: list[Any] = []  # arguments, numbers and scratch, by place
+        self._arrays: list[Any] = []  # samples of arguments, numbers and results, by place
         self._constants: dict[Any, int] = {}  # their places
-        self._filled: list[int] = []  # the places of those that are to be as long as a block
-        self._scratch: dict[int, Any] = {}
-        self._size = 0
+        self._filled: list[int] = []  # of these, those that are to be as long as the arguments
+        self._scratch: list[int] = []  # the places of results of steps that are filled
+        self._results: list[int | None] = []  # their places
         self._of_wide_rows = any(math.prod(np.shape(a)[1:]) >= WIDE for a in arguments)
         self._record(formula, arguments)
 
-    def copy(self) -> "Replay":
-        """Return the same with scratch of its own, for another thread."""
-        other = object.__new__(Replay)
-        other.__dict__ = {
-            **self.__dict__,
-            "_arrays": self._arrays.copy(),
-            "_scratch": dict.fromkeys(self._scratch),
-        }
-        return other
+    @cached_property
+    def anew(self) -> Callable[..., list[Any]]:
+        """Replays it in new arrays, of any shapes that broadcast: quick for few elements."""
+        return self._written(range(self._count), into=False)
 
-    def __call__(self, arguments: list[Any], outputs: dict[int, Any]) -> list[Any]:
-        """Return what the formula does for `arguments`; `outputs` take some of the results."""
-        size = next(len(a) for a in arguments if isinstance(a, np.ndarray) and a.ndim)
-        if size != self._size:
-            self._fit(size)
-        arrays = self._arrays
-        arrays[: len(arguments)] = arguments
-        copies, taken = [], set()
-        for i, output in outputs.items():
-            place = self._results[i]
-            free = place in self._scratch and place not in taken
-            if free and arrays[place].dtype == output.dtype:
-                arrays[place] = output
-                taken.add(place)
-            else:
-                copies.append((place, output))
-        for into, function, inputs, target in self._planned:
-            if into is None:
-                arrays[target] = function(*inputs(arrays))
-            else:
-                into(*inputs(arrays), out=arrays[target])
-        for place, output in copies:
-            output[...] = arrays[place]
-        return [None if place is None else arrays[place] for place in self._results]
+    @cached_property
+    def filling(self) -> Callable[..., list[Any]]:
+        """Replays it in arrays given behind the arguments, in the order of `laid_out`."""
+        return self._written([*range(self._count), *self._scratch, *self._filled], into=True)
 
-    def anew(self, arguments: Sequence[Any]) -> list[Any]:
-        """Return the same in new arrays, of any shapes that broadcast: quick for few elements."""
-        if self._written is None:
-            self._written = self._written_out(len(arguments))
-        return self._written(*arguments)
+    def in_scratch(self, arguments: list[Any], shape: tuple[int, ...], kept: int) -> list[Any]:
+        """Replay it with only the results from number `kept` on in new arrays.
 
-    def in_scratch(self, arguments: Sequence[Any], shape: tuple[int, ...], kept: int) -> list[Any]:
-        """Return the same, but only the results from number `kept` on in new arrays.
-
-        `shape` is that of elements, or of how many rows there are; all arrays among the arguments
-        have it, and are copied unless they lie in one piece. The other results may be overwritten
-        soon.
+        All arrays among the arguments have this shape, or rows of it. What the other results lie in
+        may be overwritten soon.
         """
-        axes, size = len(shape), math.prod(shape)
-        flat = [
-            a.reshape(size, *a.shape[axes:]) if isinstance(a, np.ndarray) and a.ndim else a
-            for a in arguments
-        ]
         outputs = {
-            i: np.empty((size, *self._arrays[place].shape[1:]), self._arrays[place].dtype)
+            i: np.empty((*shape, *self._arrays[place].shape[1:]), self._arrays[place].dtype)
             for i, place in enumerate(self._results)
             if place is not None and i >= kept
         }
-        own = self.copy()
-        results = own(flat, outputs)
-        own.release()
-        for i, output in outputs.items():
-            results[i] = output.reshape((*shape, *output.shape[1:]))
-        return results
+        room = Room(self)
+        results = room(arguments, shape, outputs)
+        room.release()
+        return [outputs.get(i, result) for i, result in enumerate(results)]
+
+    def laid_out(self, shape: tuple[int, ...], buffers: list[Any]) -> list[Any]:
+        """Return arrays to be filled, on these buffers where they are large enough, and numbers."""
+        laid = []
+        for i, place in enumerate(self._scratch):
+            sample = self._arrays[place]
+            whole = (*shape, *sample.shape[1:])
+            nbytes = math.prod(whole) * sample.itemsize
+            if i == len(buffers):
+                buffers.append(_taken(nbytes))
+            elif buffers[i].size < nbytes:
+                buffers[i] = _taken(nbytes)
+            laid.append(np.ndarray(whole, sample.dtype, buffers[i]))
+        return laid + [_full(self._arrays[place], shape) for place in self._filled]
+
+    def slot_of(self, i: int) -> int | None:
+        """Return where among what is laid out a result will lie."""
+        place = self._results[i]
+        return self._scratch.index(place) if place in self._scratch else None
 
     def note(
         self, into: Callable[..., Any] | None, function: Callable[..., Any], inputs: tuple[Any, ...]
@@ -244,24 +224,28 @@ class Replay:
             home[target] = fit[0] if fit else target
             free = [place for place in (*done, *free) if place != home[target]]
             self._steps[i] = function, [home.get(s, s) for s in sources], home[target]
-        for function, (into, sources, target) in zip(self._functions, self._steps, strict=True):
-            one = slice(sources[0], sources[0] + 1)  # which `itemgetter` gives as a list too
-            inputs = itemgetter(*sources) if len(sources) > 1 else itemgetter(one)
-            self._planned.append((into, function, inputs, target))
-        self._scratch = dict.fromkeys(home.values())
-        self._results = [r and home.get(r.place, r.place) for r in results]
+        self._scratch = [*dict.fromkeys(home.values())]
+        self._results = [None if r is None else home.get(r.place, r.place) for r in results]
 
-    def _written_out(self, count: int) -> Callable[..., list[Any]]:
-        """Return the steps as a function of Python, which takes less time than a loop over them."""
-        known: dict[str, Any] = {f"f{i}": function for i, function in enumerate(self._functions)}
-        known |= {f"a{place}": self._arrays[place] for place in self._constants.values()}
-        steps = [
-            f"a{target} = f{i}({', '.join(f'a{source}' for source in sources)})"
-            for i, (_, sources, target) in enumerate(self._steps)
-        ]
+    def _written(self, parameters: Iterable[int], *, into: bool) -> Callable[..., list[Any]]:
+        """Return the steps as a function of Python, which takes less time than a loop over them.
+
+        Where `into`, those that can be filled fill what lies at their targets.
+        """
+        known: dict[str, Any] = {
+            f"a{place}": self._arrays[place] for place in self._constants.values()
+        }
+        lines = [f"def written({', '.join(f'a{place}' for place in parameters)}):"]
+        for i, (filling, sources, target) in enumerate(self._steps):
+            operands = ", ".join(f"a{source}" for source in sources)
+            if into and filling is not None:
+                known[f"f{i}"] = filling
+                lines.append(f"f{i}({operands}, out=a{target})")
+            else:
+                known[f"f{i}"] = self._functions[i]
+                lines.append(f"a{target} = f{i}({operands})")
         results = ["None" if place is None else f"a{place}" for place in self._results]
-        head = f"def written({', '.join(f'a{i}' for i in range(count))}):"
-        exec("\n ".join([head, *steps, f"return [{', '.join(results)}]"]), known)
+        exec("\n ".join([*lines, f"return [{', '.join(results)}]"]), known)
         written: Callable[..., list[Any]] = known["written"]
         return written
 
@@ -275,32 +259,50 @@ class Replay:
         self._steps = [step for step, _ in reversed(kept)]
         self._functions = [function for _, function in reversed(kept)]
 
-    def _fit(self, size: int) -> None:
-        for place, old in self._scratch.items():
-            dtype, shape = self._arrays[place].dtype, (size, *self._arrays[place].shape[1:])
-            nbytes = math.prod(shape) * dtype.itemsize
-            new = old if old is not None and old.size >= nbytes else _taken(nbytes)
-            self._scratch[place] = new
-            self._arrays[place] = new[:nbytes].view(dtype).reshape(shape)
-        for place in self._filled:
-            self._arrays[place] = _full(self._arrays[place], size)
-        self._size = size
+
+class Room:
+    """Where one thread lets a formula be done: the next time overwrites what it gives."""
+
+    def __init__(self, tape: Replay) -> None:
+        self._tape = tape
+        self._shape: tuple[int, ...] | None = None
+        self._buffers: list[Any] = []
+        self._laid: list[Any] = []
+
+    def __call__(
+        self, arguments: Sequence[Any], shape: tuple[int, ...], outputs: dict[int, Any]
+    ) -> list[Any]:
+        """Return what it gives for arguments of this shape; `outputs` take some of the results."""
+        if shape != self._shape:
+            self._laid, self._shape = self._tape.laid_out(shape, self._buffers), shape
+        laid, copied, taken = self._laid.copy(), [], set()
+        for i, output in outputs.items():
+            slot = self._tape.slot_of(i)
+            if slot is None or slot in taken or laid[slot].dtype != output.dtype:
+                copied.append(i)
+            else:
+                laid[slot] = output
+                taken.add(slot)
+        results = self._tape.filling(*arguments, *laid)
+        for i in copied:
+            outputs[i][...] = results[i]
+        return results
 
     def release(self) -> None:
         """Let others have the scratch."""
-        FREE.extend(scratch for scratch in self._scratch.values() if scratch is not None)
+        FREE.extend(self._buffers)
         del FREE[MOST_FREE:]
-        self._scratch = dict.fromkeys(self._scratch)
+        self._buffers = []
 
 
-def _full(number: Any, size: int) -> Any:
-    key = number.flat[0].tobytes(), number.dtype
+def _full(number: Any, shape: tuple[int, ...]) -> Any:
+    key, size = (number.flat[0].tobytes(), number.dtype), math.prod(shape)
     found = _FULL.get(key)
     if found is None or found.size < size:
         if len(_FULL) >= MOST_FREE:
             _FULL.clear()
         found = _FULL[key] = np.full(size, number.flat[0])
-    return found[:size]
+    return found[:size].reshape(shape)
 
 
 def _taken(nbytes: int) -> Any:
@@ -309,4 +311,7 @@ def _taken(nbytes: int) -> Any:
             scratch = FREE.pop()
             if scratch.size >= nbytes:
                 return scratch
-    return np.empty(nbytes, np.uint8)
+    # From where a cache line begins: else each store could touch two of them.
+    whole: Any = np.empty(nbytes + LINE, np.uint8)
+    start = -whole.ctypes.data % LINE
+    return whole[start : start + nbytes]
