@@ -10,6 +10,8 @@ from numbers import Real
 from typing import Any
 from unittest import mock
 
+import pytest
+
 
 def _same(value: Any) -> Any:
     return value
@@ -130,17 +132,17 @@ def _torch_kernels() -> Iterator[None]:
     """Run on the CPU what CUDA runs: kernels of the jiterator, and labels unread."""
     import standin
 
-    from array_api_losses._engines import jiterator, program
+    from array_api_losses._engines import jiterator
     from array_api_losses._engines import torch as engine
 
     with ExitStack() as stack:
         stack.enter_context(_torch_plain())
-        stack.enter_context(mock.patch.object(program, "compiled", standin.compiled))
+        stack.enter_context(mock.patch.object(jiterator, "compiled", standin.compiled))
         stack.enter_context(mock.patch.object(jiterator.Jiterator, "devices", {"cpu"}))
         stack.enter_context(mock.patch.object(engine.Torch, "readable", _never))
-        for made in (jiterator._losses, jiterator._gradients, jiterator._works):
-            made.cache_clear()
-            stack.callback(made.cache_clear)
+        for forget in (jiterator.PROGRAMS.forget, jiterator._works.cache_clear):
+            forget()
+            stack.callback(forget)
         yield
 
 
@@ -154,6 +156,23 @@ def _torch_float64() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def noted(programs: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Note which programs run, and of how many kernels each is."""
+    names: list[str] = []
+    run = programs.run
+
+    def run_noted(made: Any, kind: Any, *arguments: Any) -> Any:
+        def made_now(*key: Any) -> Any:
+            program = made(*key)
+            names.append(f"{made.__name__} {len(program._steps)}")
+            return program
+
+        return run(made_now, kind, *arguments)
+
+    monkeypatch.setattr(programs, "run", run_noted)
+    return names
 
 
 def _cupy_rows() -> AbstractContextManager[Any]:

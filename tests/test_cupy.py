@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 from backends import Backend
-from compare import some_cases
+from compare import fixed_cases, some_cases
+from modes import noted
 from reference import LOSSES
 
 import array_api_losses as xpl
@@ -24,6 +25,31 @@ def test_every_kernel_is_fused_in_the_fast_way(backend: Backend, dtype: str) -> 
                 call(**arrays, **case.keywords)
     assert engine.KERNELS
     assert all(kernel.new_fusion is None for kernel in engine.KERNELS)
+
+
+@pytest.mark.parametrize(
+    ("name", "losses", "gradients"),
+    [("cosine_embedding_loss", 6, 7), ("triplet_margin_loss", 5, 6)],
+)
+def test_few_kernels_for_rows(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, name: str, losses: int, gradients: int
+) -> None:
+    from array_api_losses._engines.cupy import PROGRAMS
+
+    launched = noted(PROGRAMS, monkeypatch)
+    case = next(c for c in fixed_cases(loss=name) if c.weight is None)
+    arrays = {k: v for k, v in case.arrays(backend).items() if k != "margin"}
+    xpl.value_and_grad(case.function, LOSSES[name].inputs)(**arrays)
+    assert launched == [f"losses {losses}", f"gradients {gradients}"]
+
+
+def test_a_label_that_would_be_rounded_to_a_good_one(backend: Backend) -> None:
+    rows = backend.asarray([[3.0, 4.0]] * 2, "float32")
+    label = backend.asarray([1.0, 1.0 + 2.0**-40], "float64")
+    both = xpl.value_and_grad(xpl.cosine_embedding_loss)
+    value, gradient = both(rows, rows, label, reduction="none")
+    for result in (value, gradient[:, 0]):
+        assert backend.module.isnan(result).tolist() == [False, True]
 
 
 @pytest.mark.parametrize("name", LOSSES)

@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 from backends import Backend
 from compare import Case, check_value, fixed_cases, some_cases
-from modes import MODES
+from modes import MODES, noted
 from reference import LOSSES
 
 import array_api_losses as xpl
@@ -20,20 +20,9 @@ pytestmark = pytest.mark.library("torch")
 @pytest.fixture
 def launched(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What runs by kernels, and how many there are."""
-    from array_api_losses._engines import jiterator
+    from array_api_losses._engines.jiterator import PROGRAMS
 
-    names: list[str] = []
-    run = jiterator._run
-
-    def noted(made: Any, kind: Any, *arguments: Any) -> Any:
-        def made_now(*key: Any) -> Any:
-            program = made(*key)
-            names.append(f"{made.__name__} {len(program._steps)}")
-            return program
-
-        return run(made_now, kind, *arguments)
-
-    monkeypatch.setattr(jiterator, "_run", noted)
+    names = noted(PROGRAMS, monkeypatch)
     with nullcontext() if backend.has("accelerator") else MODES["torch:kernels"].around():
         yield names
 
@@ -54,10 +43,10 @@ def test_one_kernel_for_the_losses_and_one_for_all_gradients(
         for name in case.differentiable:
             arrays[name].requires_grad_()
         value = case.function(**arrays, **case.keywords)
-        assert launched == ["_losses 1"]
+        assert launched == ["losses 1"]
         value.sum().backward()
         in_average = case.reduction == "mean" and "weight" in case.differentiable
-        assert launched[1:] == ["_losses 1"] * in_average + ["_gradients 1"]
+        assert launched[1:] == ["losses 1"] * in_average + ["gradients 1"]
 
 
 @pytest.mark.parametrize(
@@ -73,13 +62,14 @@ def test_few_kernels_for_rows(
     for argument in LOSSES[name].inputs:
         arrays[argument].requires_grad_()
     case.function(**arrays).backward()
-    assert launched == [f"_losses {losses}", f"_gradients {gradients}"]
+    assert launched == [f"losses {losses}", f"gradients {gradients}"]
 
 
 def test_programs_of_many_arguments_and_results(backend: Backend, launched: list[str]) -> None:
     """More than a function can take or give: then there are several."""
-    from array_api_losses._engines.jiterator import TENSOR, _program
+    from array_api_losses._engines.jiterator import PROGRAMS
     from array_api_losses._engines.program import TRACED
+    from array_api_losses._engines.programs import ARRAY
 
     def pipeline(*rows: Any) -> list[Any]:
         products = [a * b for a, b in itertools.pairwise(rows)]
@@ -87,7 +77,7 @@ def test_programs_of_many_arguments_and_results(backend: Backend, launched: list
 
     torch, generator = backend.module, backend.np.random.default_rng(5)
     rows = [backend.asarray(generator.integers(-9, 9, (4, 3)) / 2) for _ in range(12)]
-    *products, total, largest = _program("many", pipeline, (TENSOR,) * 12, range(12))(rows)
+    *products, total, largest = PROGRAMS.program("many", pipeline, (ARRAY,) * 12, range(12))(rows)
     for product, (a, b) in zip(products, itertools.pairwise(rows), strict=True):
         assert torch.equal(product, a * b)
     assert torch.equal(total, sum(products))
@@ -130,13 +120,13 @@ def test_what_a_kernel_cannot_see_takes_the_plain_path(
 def test_where_nothing_can_be_compiled(
     backend: Backend, launched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from array_api_losses._engines import jiterator, program
+    from array_api_losses._engines import jiterator
 
     def refuse(*_: Any, **__: Any) -> None:
         msg = "no compiler"
         raise RuntimeError(msg)
 
-    monkeypatch.setattr(program, "compiled", refuse)
+    monkeypatch.setattr(jiterator, "compiled", refuse)
     jiterator._works.cache_clear()
     try:
         for case in _elementwise("float32"):
@@ -149,16 +139,16 @@ def test_where_nothing_can_be_compiled(
 def test_no_memory_is_no_lack_of_a_compiler(
     backend: Backend, launched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from array_api_losses._engines import jiterator, program
+    from array_api_losses._engines import jiterator
 
     torch = backend.module
     x, y = backend.asarray([0.5, 0.25], "float32"), backend.asarray([1, -1], "int8")
     jiterator._works.cache_clear()
     with monkeypatch.context() as within, pytest.raises(torch.OutOfMemoryError):
-        within.setattr(program, "compiled", mock.Mock(side_effect=torch.OutOfMemoryError))
+        within.setattr(jiterator, "compiled", mock.Mock(side_effect=torch.OutOfMemoryError))
         xpl.hinge_embedding_loss(x, y)
     xpl.hinge_embedding_loss(x, y)
-    assert launched == ["_losses 1"]
+    assert launched == ["losses 1"]
 
 
 def test_a_mean_of_halves_is_not_rounded_for_the_gradient(

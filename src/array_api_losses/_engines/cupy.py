@@ -1,4 +1,4 @@
-"""CuPy: the pipeline of an elementwise loss, fused into one kernel by `cupy.fuse`.
+"""CuPy: the pipeline of elements in one kernel of `cupy.fuse`, that of rows in a few of others.
 
 Nothing waits for the device: labels are not read, so the loss of a wrong one is NaN.
 """
@@ -13,6 +13,7 @@ import cupy
 import numpy as np
 
 from array_api_losses import _derivatives, _pipeline
+from array_api_losses._engines.cupy_kernels import PROGRAMS
 from array_api_losses._engines.fused import Fused, identifier
 from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call, Loss
@@ -133,7 +134,7 @@ def fused_finish(total: Any, weights: Any, like: Any) -> Any:
 
 
 class CuPy(Fused):
-    """One kernel for the losses or their sum, and one for all gradients; rows are not fused.
+    """One kernel for the losses or their sum, and one for all gradients; a few for those of rows.
 
     CuPy computes on the current device, which need not be that of the arrays.
     """
@@ -143,12 +144,14 @@ class CuPy(Fused):
             return super().value(call)
 
     def run(self, call: Call) -> Array:
-        if call.loss.rowwise:
+        if not _is_fused(call):
             return super().run(call)
+        dtype = call.operands[0].dtype
         if call.reduction == "none":
+            if call.loss.rowwise:
+                return _pipeline.cast(xp, PROGRAMS.terms(call), dtype)
             return fused_losses(call.loss, wide=False)(*_arguments(call))
         total, weights = self.folded(call)
-        dtype = call.operands[0].dtype
         if weights is None:
             return _pipeline.cast(xp, total, dtype)
         if isinstance(weights, int):
@@ -156,12 +159,12 @@ class CuPy(Fused):
         return fused_finish(total, weights, dtype.type(0))
 
     def folded(self, call: Call) -> tuple[Array, Any]:
-        return super().folded(call) if call.loss.rowwise else (_sum(call), self.weights(call))
+        return (_sum(call), self.weights(call)) if _is_fused(call) else super().folded(call)
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        kind = Plain if call.loss.rowwise else Fused
+        kind = Fused if _is_fused(call) else Plain
         with call.operands[0].device:
             return kind.gradient(self, call, wanted, cotangent)
 
@@ -172,6 +175,8 @@ class CuPy(Fused):
         seed: tuple[Any, Array | None],
         mean: Array | None,
     ) -> Sequence[Array]:
+        if call.loss.rowwise:
+            return PROGRAMS.by_element(call, wanted, seed, mean)
         wide = np.dtype(_pipeline.accumulator(TRACED, call.operands[0].dtype)).type
         factor, divisor = [wide(v) if isinstance(v, (int, float)) else v for v in seed]
         shape = call.shape
@@ -189,6 +194,20 @@ class CuPy(Fused):
         return tuple(found)
 
 
+def _is_fused(call: Call) -> bool:
+    """Whether there are kernels for a call.
+
+    Those of rows take all in one dtype, in which a wrong label of a wider one may be a good one.
+    """
+    loss, first = call.loss, call.operands[0]
+    if not loss.rowwise:
+        return True
+    if loss.label is None or call.label.dtype.kind == "i":
+        return bool(first.shape[-1] > 0)
+    wide = _pipeline.accumulator(TRACED, first.dtype)
+    return bool(first.shape[-1] > 0 and np.can_cast(call.label.dtype, wide))
+
+
 def _arguments(call: Call) -> list[Any]:
     """Return the arguments for a kernel, which takes numbers in the dtype of the inputs."""
     kind = call.operands[0].dtype.type
@@ -197,6 +216,8 @@ def _arguments(call: Call) -> list[Any]:
 
 def _sum(call: Call) -> Array:
     """Return the sum of the weighted losses, in at least float32."""
+    if call.loss.rowwise:
+        return cupy.sum(PROGRAMS.terms(call))
     loss, arguments, size = call.loss, _arguments(call), call.operands[0].size
     rows = 1 << (size // ROW).bit_length() >> 1  # a power of 2, by which a GPU divides quickly
     if rows <= 1:

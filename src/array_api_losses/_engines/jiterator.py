@@ -3,20 +3,20 @@
 Nothing waits for the device: labels are not read, so the loss of a wrong one is NaN.
 """
 
-from collections.abc import Callable, Sequence
-from functools import cache, lru_cache
+import math
+from collections.abc import Sequence
+from functools import cache, partial
 from typing import Any
 
 import array_api_compat.torch as xp
 import torch
+from torch.cuda.jiterator import _create_multi_output_jit_fn as compiled
 
-from array_api_losses import _derivatives, _pipeline
+from array_api_losses import _pipeline
 from array_api_losses._engines.fused import Fused
-from array_api_losses._engines.program import TRACED, Node, Program
-from array_api_losses._loss import Array, Call, Loss
-
-MOST_PROGRAMS = 256
-"""So many are kept of each kind: norms and the like are constants in them."""
+from array_api_losses._engines.program import Code, Kernel
+from array_api_losses._engines.programs import ARRAY, Programs
+from array_api_losses._loss import Array, Call
 
 _HALVES = frozenset({torch.float16, torch.bfloat16})
 _INTEGERS = frozenset({torch.bool, torch.int8, torch.int16, torch.int32, torch.int64})
@@ -26,66 +26,37 @@ WITHIN = {
 }
 """What the jiterator knows and promotes to a dtype."""
 
-TENSOR, NUMBER = "tensor", "number"
-"""What an argument is; if neither, it is known when the program is made."""
+
+class _Kernels:
+    """Functions of the jiterator; sums and maxima along rows are PyTorch's own."""
+
+    reduces_expressions = False
+
+    def function(self, code: Code) -> Kernel:
+        parameters = [f"T {name}" for name in (*code.arrays, *code.numbers)]
+        parameters += [f"T& out{i}" for i in range(len(code.results))]
+        ends = [f"out{i} = {result};" for i, result in enumerate(code.results)]
+        head = f"template <typename T> void {code.name}({', '.join(parameters)})"
+        text = f"{head} {{ {code.lines} {' '.join(ends)} }}"
+        kernel = compiled(text, len(ends), **dict.fromkeys(code.numbers, 0.0))
+
+        def launch(tensors: Sequence[Any], numbers: Sequence[float]) -> Sequence[Any]:
+            found = kernel(*tensors, **dict(zip(code.numbers, numbers, strict=True)))
+            return (found,) if isinstance(found, torch.Tensor) else found
+
+        return launch
+
+    def reduction(self, kind: str, code: Code) -> Kernel:
+        return lambda tensors, _: [_REDUCTIONS[kind](*tensors, dim=-1)]
 
 
-def _program(
-    name: str,
-    pipeline: Callable[..., Sequence[Node | None]],
-    given: tuple[Any, ...],
-    entries: range = range(0),
-) -> Program:
-    """Note what a pipeline does; some of its arguments are of entries."""
-    arguments = [
-        Node(entries=i in entries, number=kind == NUMBER) if kind in {TENSOR, NUMBER} else kind
-        for i, kind in enumerate(given)
-    ]
-    results = [result for result in pipeline(*arguments) if result is not None]
-    return Program(name, arguments, results)
+_REDUCTIONS = {
+    "sum": torch.sum,
+    "largest": torch.amax,
+    "absolute": partial(torch.linalg.vector_norm, ord=math.inf),
+}
 
-
-def _entries(loss: Loss, first: int = 0) -> range:
-    return range(first, first + len(loss.inputs) * loss.rowwise)
-
-
-def _call(loss: Loss, arguments: tuple[Any, ...]) -> Call:
-    return Call(loss, arguments[:-1], arguments[-1], "none", None)
-
-
-@lru_cache(MOST_PROGRAMS)
-def _losses(loss: Loss, given: tuple[Any, ...]) -> Program:
-    def losses(*arguments: Any) -> list[Node]:
-        return [_pipeline.terms_of(TRACED, _pipeline.prepared(TRACED, _call(loss, arguments)))]
-
-    return _program(loss.name, losses, given, _entries(loss))
-
-
-@lru_cache(MOST_PROGRAMS)
-def _gradients(loss: Loss, wanted: tuple[bool, ...], given: tuple[Any, ...]) -> Program:
-    def gradients(factor: Any, divisor: Any, mean: Any, *arguments: Any) -> list[Node | None]:
-        call = _call(loss, arguments)
-        return _derivatives.gradients_by_element(TRACED, call, wanted, (factor, divisor), mean)
-
-    return _program(f"{loss.name}_gradients", gradients, given, _entries(loss, 3))
-
-
-def _run(made: Callable[..., Program], kind: tuple[Any, ...], *arguments: Any) -> list[Array]:
-    """Run the program of this kind on arguments that may be tensors, numbers or None."""
-    given = [
-        TENSOR if isinstance(a, torch.Tensor) else NUMBER if isinstance(a, float) else a
-        for a in arguments
-    ]
-    return made(*kind, tuple(given))(arguments)
-
-
-def _arguments(call: Call) -> list[Any]:
-    """Return the arguments of a call, of which enough are in float32 that all the rest is."""
-    first, *others = call.arguments
-    wide = _pipeline.accumulator(xp, first.dtype)
-    if call.loss.rowwise:
-        others = [_pipeline.cast(xp, o, wide) if isinstance(o, torch.Tensor) else o for o in others]
-    return [_pipeline.cast(xp, first, wide), *others]
+PROGRAMS = Programs(xp, torch.Tensor, _Kernels())
 
 
 class Jiterator(Fused):
@@ -95,27 +66,16 @@ class Jiterator(Fused):
     """The types of devices that the jiterator knows; ROCm goes by this name too."""
 
     def run(self, call: Call) -> Array:
-        terms, dtype = self._terms(call), call.operands[0].dtype
+        terms, dtype = PROGRAMS.terms(call), call.operands[0].dtype
         if call.reduction == "mean" and call.weight is None:
             # One kernel, where a sum and a quotient are two.
             return _pipeline.cast(xp, torch.mean(terms), dtype)
         return _pipeline.reduced(xp, call, terms, dtype)
 
     def folded(self, call: Call) -> tuple[Array, Any]:
-        return _pipeline.folded(xp, call, self._terms(call))
+        return _pipeline.folded(xp, call, PROGRAMS.terms(call))
 
-    def _terms(self, call: Call) -> Array:
-        (terms,) = _run(_losses, (call.loss,), *_arguments(call))
-        return terms
-
-    def by_element(
-        self,
-        call: Call,
-        wanted: tuple[bool, ...],
-        seed: tuple[Any, Array | None],
-        mean: Array | None,
-    ) -> Sequence[Array]:
-        return _run(_gradients, (call.loss, wanted), *seed, mean, *_arguments(call))
+    by_element = staticmethod(PROGRAMS.by_element)
 
     def takes(self, call: Call, tensors: list[Array]) -> bool:
         """Whether a kernel can run the call: the jiterator reads memory as it lies there."""
@@ -137,7 +97,8 @@ class Jiterator(Fused):
 def _works(device: torch.device) -> bool:
     """Whether PyTorch can compile there, which takes a library that some installations lack."""
     try:
-        _program("probe", lambda number: [number + 1], (TENSOR,))([torch.ones(1, device=device)])
+        probe = PROGRAMS.program("probe", lambda number: [number + 1], (ARRAY,))
+        probe([torch.ones(1, device=device)])
     except torch.OutOfMemoryError:
         raise  # it may work another time
     except (AssertionError, RuntimeError):

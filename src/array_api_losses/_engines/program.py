@@ -1,23 +1,48 @@
-"""Programs of few kernels, noted while the pipeline runs on stand-ins for tensors.
+"""Programs of few kernels, noted while the pipeline runs on stand-ins for arrays.
 
 What is done to a stand-in is an expression in C++. All expressions that need no sum along rows in
-between become one function, which PyTorch's jiterator compiles and calls for every entry, or for
-every row; sums and maxima along rows are PyTorch's own.
+between become one function, which a library compiles and calls for every entry, or for every row.
 """
 
 import math
 from collections.abc import Callable, Container, Sequence
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
-
-import torch
-from torch.cuda.jiterator import _create_multi_output_jit_fn as compiled
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from array_api_losses._engines.fused import identifier
 
 MOST = 8
-"""So many tensors can a function take, and give back."""
+"""So many arrays can a function take, and give back."""
+
+Kernel: TypeAlias = Callable[[Sequence[Any], Sequence[float]], Sequence[Any]]
+"""Takes arrays and numbers, and gives back as many arrays as there are results."""
+
+
+class Code(NamedTuple):
+    """What a kernel computes, in C++, where all numbers are of the type T."""
+
+    name: str
+    arrays: list[str]
+    numbers: list[str]
+    lines: str
+    results: list[str]
+
+
+class Kernels(Protocol):
+    """What makes kernels for a library."""
+
+    reduces_expressions: bool
+    """Whether what is reduced may be computed on the way."""
+
+    def function(self, code: Code) -> Kernel:
+        """Return a kernel that computes the results for each entry, or for each row."""
+
+    def reduction(self, kind: str, code: Code) -> Kernel:
+        """Return a kernel that reduces the only result along the last axis.
+
+        It is the "sum", the "largest" of all or of the "absolute" values, NaN if there is one.
+        """
 
 
 class Node:
@@ -33,7 +58,7 @@ class Node:
         operands: tuple[Any, ...] = (),
         *,
         entries: bool = False,
-        reduction: Callable[..., Any] | None = None,
+        reduction: str | None = None,
         number: bool = False,
     ) -> None:
         self.form, self.operands, self.reduction, self.number = form, operands, reduction, number
@@ -48,9 +73,9 @@ class Node:
         """Return what an expression makes of this and others."""
         return Node(form, (self, *others))
 
-    def reduced(self, function: Callable[..., Any], **options: Any) -> "Node":
+    def reduced(self, kind: str) -> "Node":
         """Return a reduction along the rows."""
-        return Node(operands=(self,), reduction=partial(function, **options))
+        return Node(operands=(self,), reduction=kind)
 
     def __getitem__(self, _: Any) -> "Node":
         return Node("{0}", (self,), entries=True)  # a number of each row, in each entry
@@ -91,10 +116,10 @@ def _expression(form: str) -> Callable[..., Node]:
 _ABS = "{0} < T(0) ? -{0} : {0}"
 
 
-def _max(values: Node, axis: int) -> Node:
-    if values.form == _ABS:  # which PyTorch takes the maximum of in one go
-        return values.nodes[0].reduced(torch.linalg.vector_norm, ord=math.inf, dim=axis)
-    return values.reduced(torch.amax, dim=axis)
+def _max(values: Node) -> Node:
+    if values.form == _ABS:
+        return values.nodes[0].reduced("absolute")
+    return values.reduced("largest")
 
 
 TRACED: Any = SimpleNamespace(
@@ -103,12 +128,12 @@ TRACED: Any = SimpleNamespace(
     astype=lambda values, _: values,
     isfinite=_expression("{0} > -T(INFINITY) && {0} < T(INFINITY)"),
     isinf=_expression("{0} == T(INFINITY) || {0} == -T(INFINITY)"),
-    max=_max,
+    max=lambda values, axis: _max(values),
     maximum=_expression("{0} > {1} || {0} != {0} ? {0} : {1}"),  # NaN is kept, on either side
     minimum=_expression("{0} < {1} || {0} != {0} ? {0} : {1}"),
     sign=_expression("{0} > T(0) ? T(1) : {0} < T(0) ? T(-1) : {0}"),
     sqrt=_expression("sqrt({0})"),
-    sum=lambda values, axis: values.reduced(torch.sum, dim=axis),
+    sum=lambda values, axis: values.reduced("sum"),
     where=_expression("{0} ? {1} : {2}"),
     zeros_like=_expression("T(0)"),
 )
@@ -118,8 +143,10 @@ TRACED: Any = SimpleNamespace(
 class Program:
     """What computes the results of a pipeline from its arguments, step by step."""
 
-    def __init__(self, name: str, arguments: Sequence[Any], results: Sequence[Node]) -> None:
-        self._name, self._count = identifier(name), len(arguments)
+    def __init__(
+        self, kernels: Kernels, name: str, arguments: Sequence[Any], results: Sequence[Node]
+    ) -> None:
+        self._kernels, self._name, self._count = kernels, identifier(name), len(arguments)
         # Where nodes lie among all values, of which the arguments are the first.
         self._places = {a: i for i, a in enumerate(arguments) if isinstance(a, Node)}
         self._steps: list[tuple[Callable[..., Any], list[int], list[int]]] = []
@@ -152,14 +179,15 @@ class Program:
         if operand.given:
             return False
         if node.entries and not operand.entries:  # of one tensor, it is as well computed there
-            return len(_tensors(_sources([operand], self._kept))) > 1
-        return node.reduction is not None
+            return len(_arrays(_sources([operand], self._kept))) > 1
+        return node.reduction is not None and not self._kernels.reduces_expressions
 
     def _add_stage(self, nodes: list[Node]) -> None:
         """Add the reductions of what there is, then functions of rows, then of entries."""
         for node in nodes:
             if node.reduction:
-                self._add(_in_list(node.reduction), node.nodes, [node])
+                inputs, code = self._code(node.nodes)
+                self._add(self._kernels.reduction(node.reduction, code), inputs, [node])
         for entries in (False, True):
             outputs = [n for n in nodes if n in self._kept and n.entries == entries]
             if outputs:
@@ -167,33 +195,39 @@ class Program:
 
     def _add_function(self, outputs: list[Node]) -> None:
         """Add the function that computes some nodes; or several, if one would take too many."""
-        earlier = {node for node in self._kept if node in self._places}
-        inputs = _sources(outputs, earlier)
-        if len(_tensors(inputs)) > MOST or len(outputs) > MOST:
+        inputs, code = self._code(outputs)
+        if len(code.arrays) > MOST or len(outputs) > MOST:
             first, rest = outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :]
             if not first:
-                first = [_largest_part(outputs[0], earlier)]
+                first = [_largest_part(outputs[0], self._earlier)]
                 self._kept[first[0]] = None
             self._add_function(first)
             self._add_function(rest)
             return
-        names = {node: f"a{i}" for i, node in enumerate(inputs)}
-        body = [_line(node, names) for node in _order(outputs, earlier) if node not in names]
-        body += [f"out{i} = {names[output]};" for i, output in enumerate(outputs)]
-        tensors, numbers = _tensors(inputs), [node for node in inputs if node.number]
-        parameters = [f"T {names[node]}" for node in (*tensors, *numbers)]
-        parameters += [f"T& out{i}" for i in range(len(outputs))]
-        head = f"template <typename T> void {self._name}({', '.join(parameters)})"
-        code, zeros = f"{head} {{ {' '.join(body)} }}", {names[node]: 0.0 for node in numbers}
-        kernel = compiled(code, len(outputs), **zeros)
-        columns = [outputs[0].entries and not node.entries for node in tensors]
-        self._add(partial(_launch, kernel, columns, [*zeros]), [*tensors, *numbers], outputs)
+        self._add(self._kernels.function(code), inputs, outputs)
 
-    def _add(self, function: Callable[..., Any], inputs: list[Node], outputs: list[Node]) -> None:
+    @property
+    def _earlier(self) -> set[Node]:
+        return {node for node in self._kept if node in self._places}
+
+    def _code(self, results: list[Node]) -> tuple[list[Node], Code]:
+        """Return what computes some nodes, and from which: arrays first, then numbers."""
+        earlier = self._earlier
+        inputs = sorted(_sources(results, earlier), key=lambda node: node.number)
+        names = {node: f"a{i}" for i, node in enumerate(inputs)}
+        lines = [_line(node, names) for node in _order(results, earlier) if node not in names]
+        arrays = [names[node] for node in _arrays(inputs)]
+        numbers = [names[node] for node in inputs if node.number]
+        found = [names[result] for result in results]
+        return inputs, Code(self._name, arrays, numbers, " ".join(lines), found)
+
+    def _add(self, kernel: Kernel, inputs: list[Node], outputs: list[Node]) -> None:
+        over = outputs if outputs[0].reduction is None else outputs[0].nodes
+        columns = [over[0].entries and not node.entries for node in _arrays(inputs)]
         sources = [self._places[node] for node in inputs]
         targets = [self._count + len(self._places) + i for i in range(len(outputs))]
         self._places |= dict(zip(outputs, targets, strict=True))
-        self._steps.append((function, sources, targets))
+        self._steps.append((partial(_launch, kernel, columns), sources, targets))
 
 
 def _order(nodes: Sequence[Node], ends: Container[Node] | None = None) -> list[Node]:
@@ -217,14 +251,14 @@ def _sources(nodes: Sequence[Node], ends: Container[Node]) -> list[Node]:
     return [node for node in _order(nodes, ends) if node.given or node in ends]
 
 
-def _tensors(nodes: Sequence[Node]) -> list[Node]:
+def _arrays(nodes: Sequence[Node]) -> list[Node]:
     return [node for node in nodes if not node.number]
 
 
 def _largest_part(node: Node, ends: Container[Node]) -> Node:
     """Return the part of a node that takes the most tensors that a function can take."""
     parts = [p for p in _order([node], ends) if not (p is node or p.given or p in ends)]
-    taken = {part: len(_tensors(_sources([part], ends))) for part in parts}
+    taken = {part: len(_arrays(_sources([part], ends))) for part in parts}
     return max((part for part in parts if taken[part] <= MOST), key=taken.__getitem__)
 
 
@@ -240,17 +274,12 @@ def _literal(value: float) -> str:
     return f"T({value})" if math.isfinite(value) else f"T({'-' if value < 0 else ''}INFINITY)"
 
 
-def _launch(kernel: Any, rows: list[bool], names: list[str], *values: Any) -> Sequence[Any]:
-    """Call a kernel with tensors and numbers; numbers of rows stand in a column of their own."""
-    tensors, numbers = values[: len(rows)], values[len(rows) :]
-    if True in rows:
-        tensors = tuple(
-            value[..., None] if row and value.ndim else value
-            for row, value in zip(rows, tensors, strict=True)
+def _launch(kernel: Kernel, columns: list[bool], *values: Any) -> Sequence[Any]:
+    """Call a kernel with arrays and numbers; numbers of rows stand in a column of their own."""
+    arrays, numbers = values[: len(columns)], values[len(columns) :]
+    if True in columns:
+        arrays = tuple(
+            value[..., None] if column and value.ndim else value
+            for column, value in zip(columns, arrays, strict=True)
         )
-    found = kernel(*tensors, **dict(zip(names, numbers, strict=True)))
-    return (found,) if isinstance(found, torch.Tensor) else found
-
-
-def _in_list(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda value: [function(value)]
+    return kernel(arrays, numbers)
