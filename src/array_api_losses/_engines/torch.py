@@ -139,6 +139,10 @@ class _Eager(torch.autograd.Function):
         return None, *_derivatives.pullback(xp, call, wanted, cotangent, ENGINE.run)
 
 
+_APPLY_EAGER: Any = super(torch.autograd.Function, _Eager).apply
+"""`_Eager.apply` without what that does first for `torch.func`, which has `Transformed`."""
+
+
 class Torch(Plain):
     """Labels are read on the CPU only, and only outside `vmap`, `torch.compile` and the like."""
 
@@ -148,9 +152,9 @@ class Torch(Plain):
         rule = rule_for(call.arguments)
         if rule is None:
             return self.untracked(call)
-        if rule is not _Eager:
-            call = self.checked(call)
-        return self._ruled(rule, call)
+        if rule is _Eager:
+            return _APPLY_EAGER(*taken_apart(call))
+        return rule.apply(*taken_apart(self.checked(call)))
 
     def untracked(self, call: Call) -> Array:
         """Return the result, of which autodiff need not know."""
@@ -186,10 +190,7 @@ class Torch(Plain):
 
     def run(self, call: Call) -> Array:
         rule = rule_for(call.arguments)
-        return _pipeline.value(xp, call) if rule is None else self._ruled(rule, call)
-
-    def _ruled(self, rule: Any, call: Call) -> Array:
-        return rule.apply(*taken_apart(call))
+        return _pipeline.value(xp, call) if rule is None else rule.apply(*taken_apart(call))
 
     def compiled(self, loss: Loss) -> Plain:
         if torch.compiler.is_compiling():
@@ -206,7 +207,8 @@ class Torch(Plain):
 
     def readable(self, call: Call) -> bool:
         label = call.label
-        part = hasattr(label, "to_local")  # a DTensor, whose rest is in other processes
+        # The rest of a DTensor, a subclass, is in other processes.
+        part = type(label) not in TENSORS and hasattr(label, "to_local")
         return not (part or torch.compiler.is_compiling()) and label.device.type == "cpu"
 
     def traits(self, arrays: tuple[Array, ...]) -> tuple[Any, ...] | None:
@@ -232,10 +234,15 @@ class Torch(Plain):
 
 def taken_apart(call: Call) -> tuple[Any, ...]:
     """Return what a call is beside its tensors, and these."""
-    arguments = call.arguments
-    tensors = [a if isinstance(a, torch.Tensor) else None for a in arguments]
-    numbers = tuple([None if isinstance(a, torch.Tensor) else a for a in arguments])
-    return Static(call, numbers, trusted=call.trusted), *tensors
+    tensors: list[Any] = []
+    numbers: list[Any] = []
+    for argument in call.arguments:
+        tensor, other = tensors, numbers
+        if not isinstance(argument, torch.Tensor):
+            tensor, other = numbers, tensors
+        tensor.append(argument)
+        other.append(None)
+    return Static(call, tuple(numbers), trusted=call.trusted), *tensors
 
 
 def rule_for(arguments: tuple[Any, ...]) -> Any:
