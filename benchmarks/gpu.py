@@ -110,7 +110,8 @@ def report(times: dict[str, list[float]], job: Job) -> None:
     print(f"\n{job.loss}, {' x '.join(shape)} float32, {what}")
     for name, own in times.items():
         print(f"  {name:<22} {statistics.median(own) * 1e6:12,.1f} us")
-    print(f"  torch: {_times_faster(times, 'torch', 'torch own'):.2f} x torch own")
+    for name in ("torch", "cupy"):
+        print(f"  {name}: {_times_faster(times, name, 'torch own'):.2f} x torch own")
     if job.loss != HINGE:
         return
     if not job.gradient:
