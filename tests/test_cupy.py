@@ -1,6 +1,7 @@
-"""What CuPy alone has: the pipeline of an elementwise loss as one kernel."""
+"""What CuPy alone has: the pipeline of elements as one kernel, that of rows as a few."""
 
 import itertools
+from typing import Any
 
 import pytest
 from backends import Backend
@@ -28,18 +29,25 @@ def test_every_kernel_is_fused_in_the_fast_way(backend: Backend, dtype: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("name", "losses", "gradients"),
-    [("cosine_embedding_loss", 6, 7), ("triplet_margin_loss", 5, 6)],
+    ("name", "options", "losses", "gradients"),
+    [("cosine_embedding_loss", {}, 6, 7), ("triplet_margin_loss", {"swap": True}, 7, 8)],
 )
 def test_few_kernels_for_rows(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch, name: str, losses: int, gradients: int
+    backend: Backend,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    options: dict[str, Any],
+    losses: int,
+    gradients: int,
 ) -> None:
-    from array_api_losses._engines.cupy import PROGRAMS
+    """Each reads inputs and what there is of each row, and nothing is computed twice."""
+    from array_api_losses._engines.cupy_kernels import PROGRAMS
 
     launched = noted(PROGRAMS, monkeypatch)
-    case = next(c for c in fixed_cases(loss=name) if c.weight is None)
+    case = next(c for c in fixed_cases(loss=name) if "weight" in c.differentiable)
     arrays = {k: v for k, v in case.arrays(backend).items() if k != "margin"}
-    xpl.value_and_grad(case.function, LOSSES[name].inputs)(**arrays)
+    both = xpl.value_and_grad(case.function, (*LOSSES[name].inputs, "weight"))
+    both(**arrays, **options, reduction="sum")
     assert launched == [f"losses {losses}", f"gradients {gradients}"]
 
 

@@ -65,6 +65,20 @@ def test_few_kernels_for_rows(
     assert launched == [f"losses {losses}", f"gradients {gradients}"]
 
 
+@pytest.mark.parametrize(
+    ("name", "kernels"), [("cosine_embedding_loss", 9), ("triplet_margin_loss", 8)]
+)
+def test_nothing_is_computed_twice(
+    backend: Backend, launched: list[str], name: str, kernels: int
+) -> None:
+    """A gradient in weights is of the losses, whose lengths are those of the slopes."""
+    case = next(c for c in fixed_cases(loss=name) if "weight" in c.differentiable)
+    arrays = {k: v for k, v in case.arrays(backend).items() if k != "margin"}
+    wanted = (*LOSSES[name].inputs, "weight")
+    xpl.value_and_grad(case.function, wanted)(**arrays, reduction="sum")
+    assert launched[-1] == f"gradients {kernels}"
+
+
 def test_programs_of_many_arguments_and_results(backend: Backend, launched: list[str]) -> None:
     """More than a function can take or give: then there are several."""
     from array_api_losses._engines.jiterator import PROGRAMS

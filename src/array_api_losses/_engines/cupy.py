@@ -22,7 +22,7 @@ from array_api_losses._primitives import FASTER
 ROW = 2**15
 """Up to twice so many elements does one block of threads add up.
 
-To a sum without rows, CuPy gives a single block.
+To a fused sum without rows, CuPy gives a single block.
 """
 
 
@@ -197,7 +197,8 @@ class CuPy(Fused):
 def _is_fused(call: Call) -> bool:
     """Whether there are kernels for a call.
 
-    Those of rows take all in one dtype, in which a wrong label of a wider one may be a good one.
+    Those of rows take all in one dtype, in which a wrong label of a wider one may be a good one;
+    and of no entries there is no largest.
     """
     loss, first = call.loss, call.operands[0]
     if not loss.rowwise:

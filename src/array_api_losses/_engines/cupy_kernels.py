@@ -13,6 +13,8 @@ _NUMBERS = """
 #include <cupy/math_constants.h>
 #ifndef INFINITY
 #define INFINITY CUDART_INF_F
+#endif
+#ifndef NAN
 #define NAN CUDART_NAN_F
 #endif
 """
@@ -28,6 +30,8 @@ _REDUCTIONS = {
 class _Kernels:
     """Kernels that compute what they reduce, so that no product of rows lies in memory."""
 
+    most = 24
+    """What a kernel is called with has to fit in 4 KiB."""
     reduces_expressions = True
 
     def function(self, code: Code) -> Kernel:
@@ -45,6 +49,7 @@ class _Kernels:
     def reduction(self, kind: str, code: Code) -> Kernel:
         (result,) = code.results
         form, reduce, identity = _REDUCTIONS[kind]
+        # CuPy may replace names in these texts by others: none may stand within another word.
         mapped = f"([&] {{ {code.lines} return {form.format(result)}; }}())"
         kernel = cupy.ReductionKernel(
             _parameters(code), "T out", mapped, reduce, "out = a", identity, **_named(code)

@@ -30,6 +30,7 @@ WITHIN = {
 class _Kernels:
     """Functions of the jiterator; sums and maxima along rows are PyTorch's own."""
 
+    most = 8
     reduces_expressions = False
 
     def function(self, code: Code) -> Kernel:

@@ -12,9 +12,6 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from array_api_losses._engines.fused import identifier
 
-MOST = 8
-"""So many arrays can a function take, and give back."""
-
 Kernel: TypeAlias = Callable[[Sequence[Any], Sequence[float]], Sequence[Any]]
 """Takes arrays and numbers, and gives back as many arrays as there are results."""
 
@@ -32,6 +29,8 @@ class Code(NamedTuple):
 class Kernels(Protocol):
     """What makes kernels for a library."""
 
+    most: int
+    """So many arrays can a function take, and give back."""
     reduces_expressions: bool
     """Whether what is reduced may be computed on the way."""
 
@@ -68,17 +67,22 @@ class Node:
         # After how many reductions, one upon another, it can be computed.
         self.stage: int = max([n.stage for n in self.nodes], default=0) + (reduction is not None)
         self.given = not operands or reduction is not None  # and not computed by a function
+        self._made: dict[Any, Node] = {}  # of this one, so that nothing is computed twice
 
-    def then(self, form: str, *others: Any) -> "Node":
+    def then(self, form: str, *others: Any, **options: Any) -> "Node":
         """Return what an expression makes of this and others."""
-        return Node(form, (self, *others))
+        known = [id(other) if isinstance(other, Node) else repr(other) for other in others]
+        key = form, *known, *options.items()
+        if key not in self._made:
+            self._made[key] = Node(form, (self, *others), **options)
+        return self._made[key]
 
     def reduced(self, kind: str) -> "Node":
         """Return a reduction along the rows."""
-        return Node(operands=(self,), reduction=kind)
+        return self.then("", reduction=kind)
 
     def __getitem__(self, _: Any) -> "Node":
-        return Node("{0}", (self,), entries=True)  # a number of each row, in each entry
+        return self.then("{0}", entries=True)  # a number of each row, in each entry
 
 
 # A product is rounded. Else it might be so in the one and not in the other of two that are added,
@@ -117,7 +121,7 @@ _ABS = "{0} < T(0) ? -{0} : {0}"
 
 
 def _max(values: Node) -> Node:
-    if values.form == _ABS:
+    if values.form == _ABS:  # of which there is a kernel that reads only what it is of
         return values.nodes[0].reduced("absolute")
     return values.reduced("largest")
 
@@ -150,7 +154,7 @@ class Program:
         # Where nodes lie among all values, of which the arguments are the first.
         self._places = {a: i for i, a in enumerate(arguments) if isinstance(a, Node)}
         self._steps: list[tuple[Callable[..., Any], list[int], list[int]]] = []
-        results = [result.then("{0}") for result in results]  # so that none is an argument
+        results = [Node("{0}", (result,)) for result in results]  # none is an argument, or another
         order = _order(results)
         self._kept = dict.fromkeys(results)  # what functions leave behind
         for node in order:
@@ -196,10 +200,11 @@ class Program:
     def _add_function(self, outputs: list[Node]) -> None:
         """Add the function that computes some nodes; or several, if one would take too many."""
         inputs, code = self._code(outputs)
-        if len(code.arrays) > MOST or len(outputs) > MOST:
+        most = self._kernels.most
+        if len(code.arrays) > most or len(outputs) > most:
             first, rest = outputs[: len(outputs) // 2], outputs[len(outputs) // 2 :]
             if not first:
-                first = [_largest_part(outputs[0], self._earlier)]
+                first = [_largest_part(outputs[0], self._earlier, most)]
                 self._kept[first[0]] = None
             self._add_function(first)
             self._add_function(rest)
@@ -255,11 +260,11 @@ def _arrays(nodes: Sequence[Node]) -> list[Node]:
     return [node for node in nodes if not node.number]
 
 
-def _largest_part(node: Node, ends: Container[Node]) -> Node:
-    """Return the part of a node that takes the most tensors that a function can take."""
+def _largest_part(node: Node, ends: Container[Node], most: int) -> Node:
+    """Return the part of a node that takes the most arrays that a function can take."""
     parts = [p for p in _order([node], ends) if not (p is node or p.given or p in ends)]
     taken = {part: len(_arrays(_sources([part], ends))) for part in parts}
-    return max((part for part in parts if taken[part] <= MOST), key=taken.__getitem__)
+    return max((part for part in parts if taken[part] <= most), key=taken.__getitem__)
 
 
 def _line(node: Node, names: dict[Node, str]) -> str:

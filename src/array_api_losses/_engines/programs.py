@@ -9,7 +9,10 @@ from array_api_losses._engines.program import TRACED, Kernels, Node, Program
 from array_api_losses._loss import Array, Call
 
 MOST_PROGRAMS = 256
-"""So many are kept of each kind: norms and the like are constants in them."""
+"""So many are kept of each kind: norms and the like are constants in them.
+
+What is compiled for them, libraries keep by themselves.
+"""
 
 ARRAY, NUMBER = "array", "number"
 """What an argument is; if neither, it is known when the program is made."""

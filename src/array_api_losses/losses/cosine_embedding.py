@@ -154,13 +154,13 @@ def cosine_embedding_loss(
     Notes
     -----
     Vectors of any length have a cosine, also those whose squares the dtype cannot hold; a zero
-    vector has cosine 0 with every vector, and gradient 0. (JAX takes subnormal numbers for 0; and
-    a vector so short that the dtype cannot hold its gradient has gradient 0 too. What float32 holds
-    and half precision does not is infinite.) No loss is negative, and that of a similar pair of
-    equal vectors is 0; within a rounding in JAX, and where the two lie differently in memory. The
-    gradient is 0 in every library where the cosine of a dissimilar pair, as computed, is the
-    margin. float16 and bfloat16 are computed in float32. On size 0 "sum" is 0 and "mean" is NaN, as
-    it is where the weights sum to 0. Lazy arrays stay lazy.
+    vector has cosine 0 with every vector, and gradient 0. (JAX, and CuPy in float32, take subnormal
+    numbers for 0; and a vector so short that the dtype cannot hold its gradient has gradient 0 too.
+    What float32 holds and half precision does not is infinite.) No loss is negative, and that of a
+    similar pair of equal vectors is 0; within a rounding in JAX, and where the two lie differently
+    in memory. The gradient is 0 in every library where the cosine of a dissimilar pair, as
+    computed, is the margin. float16 and bfloat16 are computed in float32. On size 0 "sum" is 0 and
+    "mean" is NaN, as it is where the weights sum to 0. Lazy arrays stay lazy.
 
     The order and meaning of the arguments are those of
     ``paddle.nn.functional.cosine_embedding_loss``. PyTorch calls `label` ``target`` and has two
