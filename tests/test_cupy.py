@@ -51,6 +51,22 @@ def test_few_kernels_for_rows(
     assert launched == [f"losses {losses}", f"gradients {gradients}"]
 
 
+def test_the_largest_of_what_is_computed_on_the_way(backend: Backend) -> None:
+    """Also where all are negative, and NaN where there is one."""
+    from array_api_losses._engines.cupy_kernels import PROGRAMS
+    from array_api_losses._engines.program import TRACED
+    from array_api_losses._engines.programs import ARRAY
+
+    def pipeline(v: Any) -> list[Any]:
+        return [TRACED.max(v - 1, axis=-1), TRACED.max(TRACED.abs(v), axis=-1)]
+
+    rows = backend.asarray([[-3.0, 0.5], [2.0, float("nan")], [float("nan"), 2.0]])
+    results = PROGRAMS.program("largest", pipeline, (ARRAY,), range(1))([rows])
+    for found, expected in zip(results, (-0.5, 3.0), strict=True):
+        assert found[0] == expected
+        assert backend.module.isnan(found).tolist() == [False, True, True]
+
+
 def test_a_label_that_would_be_rounded_to_a_good_one(backend: Backend) -> None:
     rows = backend.asarray([[3.0, 4.0]] * 2, "float32")
     label = backend.asarray([1.0, 1.0 + 2.0**-40], "float64")

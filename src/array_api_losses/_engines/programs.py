@@ -6,7 +6,7 @@ from typing import Any
 
 from array_api_losses import _derivatives, _pipeline
 from array_api_losses._engines.program import TRACED, Kernels, Node, Program
-from array_api_losses._loss import Array, Call
+from array_api_losses._loss import Array, Call, Loss
 
 MOST_PROGRAMS = 256
 """So many are kept of each kind: norms and the like are constants in them.
@@ -56,7 +56,7 @@ class Programs:
         ]
         return made(*kind, tuple(given))(arguments)
 
-    def losses(self, loss: Any, given: tuple[Any, ...]) -> Program:
+    def losses(self, loss: Loss, given: tuple[Any, ...]) -> Program:
         """Make the program of the weighted losses."""
 
         def losses(*arguments: Any) -> list[Node]:
@@ -64,7 +64,7 @@ class Programs:
 
         return self.program(loss.name, losses, given, range(loss.rowwise * len(loss.inputs)))
 
-    def gradients(self, loss: Any, wanted: tuple[bool, ...], given: tuple[Any, ...]) -> Program:
+    def gradients(self, loss: Loss, wanted: tuple[bool, ...], given: tuple[Any, ...]) -> Program:
         """Make the program of the gradients."""
 
         def gradients(factor: Any, divisor: Any, mean: Any, *arguments: Any) -> list[Node | None]:
@@ -102,5 +102,5 @@ class Programs:
         return _pipeline.cast(self.xp, argument, dtype) if is_array else argument
 
 
-def _call(loss: Any, arguments: tuple[Any, ...]) -> Call:
+def _call(loss: Loss, arguments: tuple[Any, ...]) -> Call:
     return Call(loss, arguments[:-1], arguments[-1], "none", None)
