@@ -112,8 +112,9 @@ def records(loss: str) -> tuple[Any, str, dict[Any, Loss]]:
         return module, name, {None: getattr(module, name)}
     known = {}
     for options in reference.LOSSES[loss].options:
-        given = {"p": 2.0, "epsilon": 1e-6, "swap": False, **options}
-        known[tuple(given.values())] = module._loss(loss, **given)
+        p, epsilon, swap = {"p": 2.0, "epsilon": 1e-6, "swap": False, **options}.values()
+        key = float(p).hex(), float(epsilon).hex(), swap
+        known[key] = module._loss(loss, p, epsilon, swap)
     return module, "_KNOWN", known
 
 

@@ -19,8 +19,6 @@ FORMATS = {
     "float64": (53, 1024),
 }
 
-_NAMES: dict[Any, str] = {}
-
 
 def check_name(title: str, name: object) -> None:
     """Refuse a name that is no text."""
@@ -121,11 +119,7 @@ def kind_of(value: object) -> str:
 
 def dtype_name(dtype: Any) -> str:
     """Return the name that every library gives this dtype, such as "float32"."""
-    key = type(dtype), dtype  # libraries mind being compared
-    found = _NAMES.get(key)
-    if found is None:
-        found = _NAMES[key] = str(getattr(dtype, "name", dtype)).rpartition(".")[2]
-    return found
+    return str(getattr(dtype, "name", dtype)).rpartition(".")[2]
 
 
 def unknown(shape: tuple[Any, ...]) -> bool:

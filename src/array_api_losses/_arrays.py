@@ -92,7 +92,7 @@ def _checked(call: "Call") -> tuple["Plain", "Call"]:
     loss, operands, weight, reduction, name, _, compiled = call
     check_name(loss.name, name)
     first, at = operands[0], loss.first_parameter
-    name, who = call.title, loss.inputs[0]
+    name, who = call.title(), loss.inputs[0]
     check_reduction(name, reduction)
     engine = engine_of(first) or fail_not_array(name, who, first)
     dtype = first.dtype
@@ -121,7 +121,7 @@ def _checked(call: "Call") -> tuple["Plain", "Call"]:
 
 def _check_like_first(call: "Call", engine: "Plain", argument: str, array: Any) -> None:
     """Check an input or the label against the first input."""
-    name, loss, first = call.title, call.loss, call.operands[0]
+    name, loss, first = call.title(), call.loss, call.operands[0]
     who, rows = loss.inputs[0], loss.rowwise and argument == loss.label
     if engine_of(array) is None:
         dtype = "" if argument == loss.label else f", dtype={who}.dtype"
@@ -143,7 +143,7 @@ def _check_like_first(call: "Call", engine: "Plain", argument: str, array: Any) 
 
 
 def _checked_parameter(call: "Call", engine: "Plain", argument: str, parameter: Any) -> Any:
-    name, who, first = call.title, call.loss.inputs[0], call.operands[0]
+    name, who, first = call.title(), call.loss.inputs[0], call.operands[0]
     if isinstance(parameter, (list, tuple)):
         fail_not_array(name, argument, parameter, f", dtype={who}.dtype")
     if type(parameter) is float or is_real(parameter) or engine_of(parameter) is None:
@@ -172,13 +172,13 @@ def _check_same_home(
 
 def _check_partner(call: "Call", argument: str, array: Any, *, mask: bool | None = None) -> None:
     """Check an array that may broadcast to the losses: a parameter, or a weight, maybe a mask."""
-    name, who, first = call.title, call.loss.inputs[0], call.operands[0]
+    name, who, first = call.title(), call.loss.inputs[0], call.operands[0]
     if array.dtype != first.dtype and not mask:
         bools = "" if mask is None else " (or be bool)"
         if mask is None and call.loss.label is None and "int" in dtype_name(array.dtype):
             bools = " (there is no label)"
         fail_dtype(name, who, first.dtype, argument, array.dtype, bools)
-    shape, target = array.shape, call.shape
+    shape, target = array.shape, call.shape()
     if shape == target:
         return
     tail = target[len(target) - len(shape) :]
@@ -196,7 +196,7 @@ def _may_be(shape: tuple[Any, ...], needed: tuple[Any, ...]) -> bool:
 
 def check_labels(xp: Any, call: "Call") -> None:
     """Raise if a label that counts is neither 1 nor -1. Reads values."""
-    label = call.label
+    label = call.label()
     wrong = (label != 1) & (label != -1)
     if call.weight is not None:
         counts = call.weight if call.weight.dtype == xp.bool else call.weight != 0

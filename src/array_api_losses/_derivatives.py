@@ -118,7 +118,7 @@ def pullback(
     found = gradients(xp, call, wanted, seed_of(xp, call, cotangent, weights), in_weight)
     return tuple(
         None if g is None else summed_to(xp, g, argument.shape, dtype)
-        for g, argument in zip(found, call.arguments, strict=True)
+        for g, argument in zip(found, call.arguments(), strict=True)
     )
 
 
@@ -166,13 +166,14 @@ def _slope_in_weight(xp: Any, original: Call, value: Callable[[Call], Array]) ->
         original = original.with_arguments(
             tuple(
                 xp.astype(argument, wide) if getattr(argument, "dtype", None) == dtype else argument
-                for argument in original.arguments
+                for argument in original.arguments()
             )
         )
     call = prepared(xp, original)
     left_out = (call.weight == 0) & ~xp.isfinite(call.loss.value(xp, *call.operands))
     rest = xp.astype(~left_out, wide)
-    losses = value(original._replace(weight=rest, reduction="none"))
+    loss, operands, _, _, name, trusted, _ = original
+    losses = value(Call(loss, operands, rest, "none", name, trusted))
     if call.reduction != "mean":
         return losses
     return xp.where(left_out, 0.0, losses - value(original))

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, NamedTuple, ParamSpec, TypeAlias, TypeVar, dataclass_transform
+from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeAlias, TypeVar, dataclass_transform
 
 from array_api_losses._arguments import (
     check_name,
@@ -70,7 +70,11 @@ class Loss:
 
 
 class Call(NamedTuple):
-    """One call of a loss: what is to be computed, on which arrays."""
+    """One call of a loss: what is to be computed, on which arrays.
+
+    It has no properties and is not changed by `_replace` on the way to a formula: before PyTorch
+    2.12, `torch.compile` could follow neither.
+    """
 
     loss: Loss
     operands: tuple[Any, ...]
@@ -82,31 +86,28 @@ class Call(NamedTuple):
     compiled: bool = False
     """Whether it is to run compiled."""
 
-    @property
     def title(self) -> str:
         """What stands at the head of error messages."""
         return self.name or self.loss.name
 
-    @property
     def arguments(self) -> tuple[Any, ...]:
         """All that a gradient can be asked for: the operands, then the weight."""
         return (*self.operands, self.weight)
 
     def with_arguments(self, arguments: tuple[Any, ...]) -> "Call":
         """Return the same call of other arrays."""
-        return self._replace(operands=arguments[:-1], weight=arguments[-1])
+        loss, _, _, reduction, name, trusted, compiled = self
+        return Call(loss, arguments[:-1], arguments[-1], reduction, name, trusted, compiled)
 
     def as_trusted(self) -> "Call":
         """Return the same call, its labels known to be 1 or -1."""
         loss, operands, weight, reduction, name, _, _ = self
         return Call(loss, operands, weight, reduction, name, trusted=True)
 
-    @property
     def label(self) -> Array:
         """The label, of a loss that has one."""
         return self.operands[len(self.loss.inputs)]
 
-    @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the losses."""
         return self.loss.shape(self.operands[0].shape)
@@ -175,10 +176,13 @@ class LossInstance:
     every import.
     """
 
+    __match_args__: ClassVar[tuple[str, ...]]
+    """The names of its fields, as `dataclass` leaves them."""
+
     def __post_init__(self) -> None:
         own, kind = self.__dict__, type(self).__name__
-        for field_, value in own.items():
-            check_no_array(kind, field_, value)
+        for argument in self.__match_args__:
+            check_no_array(kind, argument, own[argument])
         check_name(kind, own["name"])
         name = own["name"] or kind
         check_reduction(name, own["reduction"])

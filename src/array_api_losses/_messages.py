@@ -172,8 +172,8 @@ def fail_partner_shape(call: "Call", argument: str, shape: tuple[int, ...]) -> N
     """Of what may broadcast to the losses, but not beyond."""
     rows = "the rows of " if call.loss.rowwise else ""
     msg = (
-        f"{call.title}: `{argument}` has shape {tuple(shape)}, which does not broadcast to the"
-        f" shape {tuple(call.shape)} of {rows}`{call.loss.inputs[0]}`."
+        f"{call.title()}: `{argument}` has shape {tuple(shape)}, which does not broadcast to the"
+        f" shape {tuple(call.shape())} of {rows}`{call.loss.inputs[0]}`."
     )
     raise ValueError(msg)
 
@@ -226,7 +226,7 @@ def fail_labels(xp: Any, call: "Call", label: Any, wrong: Any) -> NoReturn:
         index.insert(0, i)
     s, is_ = ("", "is") if count == 1 else ("s", "are")
     msg = (
-        f"{call.title}: `{call.loss.label}` has {count} element{s} that {is_} neither 1 nor -1;"
+        f"{call.title()}: `{call.loss.label}` has {count} element{s} that {is_} neither 1 nor -1;"
         f" the first is {value} at index {tuple(index)}."
     )
     if value == 0:

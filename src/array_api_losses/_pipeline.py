@@ -47,7 +47,7 @@ def prepared(xp: Any, call: Call) -> Call:
     if labels:
         y = labels[0]
         if not trusted:
-            y = except_where(xp, ~(xp.abs(call.label) == 1), math.nan, y)
+            y = except_where(xp, ~(xp.abs(call.label()) == 1), math.nan, y)
         for parameter in arrays:
             y = y + xp.where(_admitted(xp, loss, parameter), xp.zeros_like(parameter), math.nan)
         labels = (y,)
@@ -87,7 +87,7 @@ def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
         nil = xp.zeros_like(first)
         ones = (xp.sum(nil, axis=-1) if call.loss.rowwise else nil) + 1
         return total(xp, ones if weight is None else weight * ones, dtype)
-    size = math.prod(call.shape)
+    size = math.prod(call.shape())
     if weight is None:
         return size
     repeats = size // max(1, math.prod(weight.shape))

@@ -187,7 +187,8 @@ def jit(loss: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(loss if hasattr(loss, "__name__") else type(loss).__call__)
     def compiled(*args: Any, **kwargs: Any) -> Call:
-        return bind(*args, **kwargs)._replace(compiled=True)
+        kind, operands, weight, reduction, name, trusted, _ = bind(*args, **kwargs)
+        return Call(kind, operands, weight, reduction, name, trusted, compiled=True)
 
     compiled.__dict__["__signature__"] = inspect.signature(loss)
     return loss_function(compiled)
@@ -254,7 +255,7 @@ def _names(
 
 def _wanted(transform: str, call: Call, names: tuple[str, ...]) -> tuple[bool, ...]:
     """Return which of the arguments of a call to differentiate in."""
-    arguments = dict(zip((*call.loss.operands, "weight"), call.arguments, strict=True))
+    arguments = dict(zip((*call.loss.operands, "weight"), call.arguments(), strict=True))
     dtype = call.operands[0].dtype
     for name in names:
         found: Any = arguments.get(name)
@@ -269,7 +270,7 @@ def _wanted(transform: str, call: Call, names: tuple[str, ...]) -> tuple[bool, .
                 if name not in arguments
                 else f"{found!r}, not an array"
             )
-            msg = f"{transform}: {call.title} has no gradient in `{name}`, which is {what}."
+            msg = f"{transform}: {call.title()} has no gradient in `{name}`, which is {what}."
             raise TypeError(msg)
     return tuple(name in names for name in arguments)
 

@@ -75,14 +75,14 @@ class Formula:
             # No other integer rounds to 1, so this is quicker.
             own[at] = _pipeline.cast(np, own[at], _pipeline.accumulator(np, own[0].dtype))
         # Numbers need no preparing; what stands in for one does not know that it is one.
-        numbers = [type(argument) is float for argument in call.arguments]
-        known = zip(numbers, call.arguments, own, strict=True)
+        numbers = [type(argument) is float for argument in call.arguments()]
+        known = zip(numbers, call.arguments(), own, strict=True)
         block = call.with_arguments(tuple([a if number else b for number, a, b in known]))
         good = _good(block) if self.check else None
         if good is not None and block.weight is None:
             block = block.as_trusted()
         block = _pipeline.prepared(np, block)
-        known = zip(numbers, own, block.arguments, strict=True)
+        known = zip(numbers, own, block.arguments(), strict=True)
         block = block.with_arguments(tuple([a if number else b for number, a, b in known]))
         terms = in_weight = None
         if self.losses or wanted[-1]:
@@ -96,7 +96,7 @@ class Formula:
 
 def _good(call: Call) -> Array:
     """Whether each label is 1 or -1, or does not count."""
-    good = np.abs(call.label) == 1
+    good = np.abs(call.label()) == 1
     return good if call.weight is None else good | (call.weight == 0)
 
 
@@ -115,18 +115,18 @@ def in_blocks(
     """
     first = call.operands[0]
     wide = _pipeline.accumulator(np, first.dtype)
-    small = [np.size(argument) <= 1 for argument in call.arguments]
+    small = [np.size(argument) <= 1 for argument in call.arguments()]
     check = check and not call.trusted
     tape_for = partial(_tape, call, call.trusted, wanted, losses, check)
-    wanted = wanted or (False,) * len(call.arguments)
+    wanted = wanted or (False,) * len(call.arguments())
     adds = losses and call.reduction != "none"
     arrays: dict[int, Any] = {}  # by their place among the results of the formula
     if losses and not adds:
         arrays[1] = _empty(call, first.dtype)
-    for i, (argument, want) in enumerate(zip(call.arguments, wanted, strict=True)):
+    for i, (argument, want) in enumerate(zip(call.arguments(), wanted, strict=True)):
         if want and not small[i]:
             rows = call.loss.has_rows(i)
-            broadcast = not rows and argument.shape != call.shape
+            broadcast = not rows and argument.shape != call.shape()
             arrays[i + 2] = _empty(call, wide if broadcast else first.dtype, rows=rows)
 
     def work(
@@ -143,7 +143,7 @@ def in_blocks(
         ]
 
     over = partial(_over_rows, call) if call.loss.rowwise else _over_blocks
-    sums = over(tape_for, work, [*call.arguments, *seed, mean], arrays)
+    sums = over(tape_for, work, [*call.arguments(), *seed, mean], arrays)
     total, *totals = np.sum(asarray(sums, dtype=np.float64), axis=0)
     return arrays.get(1, total), tuple(
         None
@@ -151,7 +151,7 @@ def in_blocks(
         else np.full(argument.shape, totals[i], dtype=first.dtype)[()]
         if small[i]
         else _derivatives.summed_to(np, arrays[i + 2], argument.shape, first.dtype)
-        for i, (want, argument) in enumerate(zip(wanted, call.arguments, strict=True))
+        for i, (want, argument) in enumerate(zip(wanted, call.arguments(), strict=True))
     )
 
 
@@ -163,7 +163,7 @@ def fits_at_once(call: Call) -> bool:
         return True
     if first.size > AT_ONCE:
         return False
-    shape = call.shape
+    shape = call.shape()
     for i, argument in enumerate((*operands, weight)):
         if isinstance(argument, np.ndarray) and argument.ndim:
             needed = first.shape if loss.has_rows(i) else shape
@@ -195,7 +195,7 @@ def at_once(
     if first.nbytes <= SMALL:
         good, found, *gradients = tape.anew(*arguments)
     else:
-        good, found, *gradients = tape.in_scratch(arguments, call.shape, 2 if adds else 1)
+        good, found, *gradients = tape.in_scratch(arguments, call.shape(), 2 if adds else 1)
     if check and not good.all():
         check_labels(np, call)
     if losses:
@@ -273,7 +273,7 @@ def _over_rows(
     outputs: dict[int, Any],
 ) -> list[T]:
     """As `_over_blocks`, on blocks of rows."""
-    loss, shape = call.loss, call.shape
+    loss, shape = call.loss, call.shape()
     width, count = arguments[0].shape[-1], math.prod(shape)
 
     def flat(array: Any, *, rows: bool) -> Any:
@@ -359,5 +359,5 @@ def _empty(call: Call, dtype: Any, *, rows: bool = False) -> Array:
     """Return a new array for the losses of a call, or for rows as its inputs have."""
     first = call.operands[0]
     if call.loss.rowwise:
-        return np.empty(first.shape if rows else call.shape, dtype=dtype)
+        return np.empty(first.shape if rows else call.shape(), dtype=dtype)
     return np.empty_like(first, dtype=dtype, subok=False)  # laid as it is, to be written in order

@@ -179,8 +179,8 @@ class CuPy(Fused):
             return PROGRAMS.by_element(call, wanted, seed, mean)
         wide = np.dtype(_pipeline.accumulator(TRACED, call.operands[0].dtype)).type
         factor, divisor = [wide(v) if isinstance(v, (int, float)) else v for v in seed]
-        shape = call.shape
-        whole = tuple(getattr(argument, "shape", ()) == shape for argument in call.arguments)
+        shape = call.shape()
+        whole = tuple(getattr(argument, "shape", ()) == shape for argument in call.arguments())
         kernel = fused_gradients(call.loss, wanted, whole)
         found: Sequence[Array] = kernel(factor, divisor, mean, *_arguments(call))
         return found
@@ -203,16 +203,16 @@ def _is_fused(call: Call) -> bool:
     loss, first = call.loss, call.operands[0]
     if not loss.rowwise:
         return True
-    if loss.label is None or call.label.dtype.kind == "i":
+    if loss.label is None or call.label().dtype.kind == "i":
         return bool(first.shape[-1] > 0)
     wide = _pipeline.accumulator(TRACED, first.dtype)
-    return bool(first.shape[-1] > 0 and np.can_cast(call.label.dtype, wide))
+    return bool(first.shape[-1] > 0 and np.can_cast(call.label().dtype, wide))
 
 
 def _arguments(call: Call) -> list[Any]:
     """Return the arguments for a kernel, which takes numbers in the dtype of the inputs."""
     kind = call.operands[0].dtype.type
-    return [kind(a) if isinstance(a, float) else a for a in call.arguments]
+    return [kind(a) if isinstance(a, float) else a for a in call.arguments()]
 
 
 def _sum(call: Call) -> Array:
@@ -223,7 +223,7 @@ def _sum(call: Call) -> Array:
     rows = 1 << (size // ROW).bit_length() >> 1  # a power of 2, by which a GPU divides quickly
     if rows <= 1:
         return fused_sum(loss, None)(*arguments)
-    if not all(_is_whole(argument, call.shape) for argument in arguments):
+    if not all(_is_whole(argument, call.shape()) for argument in arguments):
         return cupy.sum(fused_losses(loss, wide=True)(*arguments))
     even = size - size % rows
 

@@ -25,7 +25,7 @@ class Dask(Plain):
     def value(self, call: Call) -> Array:
         call = _of_whole_rows(call)
         if call.reduction == "none":
-            return _map(_losses, call, call.arguments)
+            return _map(_losses, call, call.arguments())
         return _finished(call, _sums(call), call.operands[0].dtype)
 
     def gradient(
@@ -41,12 +41,12 @@ class Dask(Plain):
             mean = _finished(call, _sums(call), wide) if wanted[-1] else None
         seed = _derivatives.seed_of(xp, call, cotangent, weights)
         found: list[Array | None] = []
-        for i, argument in enumerate(call.arguments):
+        for i, argument in enumerate(call.arguments()):
             if not wanted[i]:
                 found.append(None)
                 continue
             only, rows = tuple(j == i for j in range(len(wanted))), call.loss.has_rows(i)
-            arguments = (*call.arguments, *seed, mean if only[-1] else None)
+            arguments = (*call.arguments(), *seed, mean if only[-1] else None)
             gradient = _map(_gradient, call, arguments, wide=True, rows=rows, wanted=only)
             found.append(_summed_to(gradient, argument))
         return value, tuple(found)
@@ -80,7 +80,7 @@ def _map(
     """
     first = call.operands[0]
     full = tuple(range(first.ndim))
-    index = full[: len(call.shape)]
+    index = full[: len(call.shape())]
     pairs: list[Any] = []
     for i, argument in enumerate(arguments):
         own = full if call.loss.has_rows(i) else index
@@ -104,8 +104,8 @@ def _map(
 
 def _sums(call: Call) -> Array:
     """Return the sum of the weighted losses and W, added up from those of the chunks."""
-    sums = _map(_chunk_sums, call, call.arguments, folded=True)
-    axes = tuple(range(len(call.shape)))
+    sums = _map(_chunk_sums, call, call.arguments(), folded=True)
+    axes = tuple(range(len(call.shape())))
     return da.reduction(sums, _added, _added, axis=axes, dtype=sums.dtype) if axes else sums
 
 
@@ -150,7 +150,7 @@ def _chunk_sums(*arguments: Any, call: Call) -> Array:
         total = xp.asarray(total, dtype=_pipeline.accumulator(xp, call.operands[0].dtype))
         weights = xp.ones_like(total) * (0 if weights is None else weights)
         sums = xp.stack([total, _pipeline.cast(xp, weights, total.dtype)])
-    return xp.reshape(sums, (1,) * len(call.shape) + (2,))
+    return xp.reshape(sums, (1,) * len(call.shape()) + (2,))
 
 
 def _gradient(*arguments: Any, call: Call, wanted: tuple[bool, ...]) -> Array:

@@ -43,7 +43,7 @@ class Fused(Plain):
         found = iter(self.by_element(call, wanted, seed, mean) if any(wanted) else ())
         gradients = tuple(
             _derivatives.summed_to(self.xp, next(found), a.shape, a.dtype) if want else None
-            for want, a in zip(wanted, call.arguments, strict=True)
+            for want, a in zip(wanted, call.arguments(), strict=True)
         )
         return value if cotangent is None else None, gradients
 

@@ -48,7 +48,7 @@ def _value(static: _Static, arguments: tuple[Any, ...]) -> Array:
 
 
 def _attached(call: Call) -> Array:
-    return _value(_static(call), call.arguments)
+    return _value(_static(call), call.arguments())
 
 
 @partial(_value.__wrapped__.defjvp, symbolic_zeros=True)
@@ -89,7 +89,7 @@ class JAX(Plain):
         afterwards = call.reduction != "none" and cotangent is None and _concrete(call)
         if not afterwards:
             call = self.checked(call)
-        value, gradients = _gradient(_static(call), wanted, call.arguments, cotangent)
+        value, gradients = _gradient(_static(call), wanted, call.arguments(), cotangent)
         if afterwards:
             self._explain(call, value)
         return value, gradients
@@ -104,7 +104,7 @@ class JAX(Plain):
     def checked(self, call: Call) -> Call:
         if call.trusted:
             return call
-        at, label, weight = len(call.loss.inputs), call.label, call.weight
+        at, label, weight = len(call.loss.inputs), call.label(), call.weight
         if not (_readable(label) and (weight is None or _readable(weight))):
             return call
         operands = (*call.operands[:at], np.asarray(label), *call.operands[at + 1 :])
@@ -134,7 +134,7 @@ class JAX(Plain):
 
 
 def _concrete(call: Call) -> bool:
-    for argument in call.arguments:
+    for argument in call.arguments():
         if isinstance(argument, jax.core.Tracer):
             return False
     return True

@@ -161,7 +161,7 @@ class Numba(NumPy):
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
         count = len(call.loss.inputs)
-        inputs, label = call.operands[:count], call.label
+        inputs, label = call.operands[:count], call.label()
         x = inputs[0]
         kind, empty = x.dtype.type, np.empty(0, x.dtype)
         losses = "fill" if call.reduction == "none" else "add"
@@ -206,7 +206,7 @@ def _fits(call: Call) -> bool:
     loss, operands, at = call.loss, call.operands, call.loss.first_parameter
     if loss.rowwise or loss.label is None or call.weight is not None:
         return False
-    label = call.label.dtype
+    label = call.label().dtype
     return (
         (label.kind == "i" or label in DTYPES)
         and not any(isinstance(parameter, np.ndarray) for parameter in operands[at:])

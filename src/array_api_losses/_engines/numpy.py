@@ -87,7 +87,7 @@ class NumPy(Plain):
     def checked(self, call: Call) -> Call:
         if call.trusted:
             return call
-        label = call.label
+        label = call.label()
         if call.weight is None and (
             SIGNS.issuperset(label.ravel().tolist())
             if label.size <= FEW
@@ -138,7 +138,7 @@ def _weights(call: Call) -> Any:
     if call.reduction != "mean":
         return None
     if call.weight is None:
-        return math.prod(call.shape) if call.loss.rowwise else call.operands[0].size
+        return math.prod(call.shape()) if call.loss.rowwise else call.operands[0].size
     return _pipeline.weight_sum(np, call, np.float64)
 
 

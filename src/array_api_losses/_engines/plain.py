@@ -80,8 +80,8 @@ class Plain:
         try:
             return self._kinds[dtype]
         except KeyError:
-            found = next((kind for kind in KINDS if self.xp.isdtype(dtype, kind)), "other")
-            return self._kinds.setdefault(dtype, found)
+            found = [kind for kind in KINDS if self.xp.isdtype(dtype, kind)]
+            return self._kinds.setdefault(dtype, found[0] if found else "other")
 
     def device(self, array: Array) -> Any:
         """Return the device of an array, or None while it has none."""

@@ -91,7 +91,7 @@ class Programs:
 
     def _arguments(self, call: Call) -> list[Any]:
         """Return the arguments of a call, of which enough are in float32 that all the rest is."""
-        first, *others = call.arguments
+        first, *others = call.arguments()
         wide = _pipeline.accumulator(self.xp, first.dtype)
         if call.loss.rowwise:
             others = [self._cast(other, wide) for other in others]

@@ -149,7 +149,7 @@ class Torch(Plain):
     def value(self, call: Call) -> Array:
         if torch.compiler.is_compiling():
             return self.run(call)
-        rule = rule_for(call.arguments)
+        rule = rule_for(call.arguments())
         if rule is None:
             return self.untracked(call)
         if rule is _Eager:
@@ -169,7 +169,7 @@ class Torch(Plain):
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
         found = None
-        if rule_for((*call.arguments, cotangent)) is None:
+        if rule_for((*call.arguments(), cotangent)) is None:
             found = self.untracked_gradient(call, wanted, cotangent)
         return super().gradient(call, wanted, cotangent) if found is None else found
 
@@ -189,7 +189,7 @@ class Torch(Plain):
         return None
 
     def run(self, call: Call) -> Array:
-        rule = rule_for(call.arguments)
+        rule = rule_for(call.arguments())
         return _pipeline.value(xp, call) if rule is None else rule.apply(*taken_apart(call))
 
     def compiled(self, loss: Loss) -> Plain:
@@ -206,7 +206,7 @@ class Torch(Plain):
             return call
 
     def readable(self, call: Call) -> bool:
-        label = call.label
+        label = call.label()
         # The rest of a DTensor, a subclass, is in other processes.
         part = type(label) not in TENSORS and hasattr(label, "to_local")
         return not (part or torch.compiler.is_compiling()) and label.device.type == "cpu"
@@ -236,7 +236,7 @@ def taken_apart(call: Call) -> tuple[Any, ...]:
     """Return what a call is beside its tensors, and these."""
     tensors: list[Any] = []
     numbers: list[Any] = []
-    for argument in call.arguments:
+    for argument in call.arguments():
         tensor, other = tensors, numbers
         if not isinstance(argument, torch.Tensor):
             tensor, other = numbers, tensors
@@ -279,7 +279,7 @@ def _takes_kernel(call: Call, cotangent: Any = None) -> bool:
     """Whether a kernel can run the call, on tensors that are memory and nothing else."""
     if KERNELS is None or call.operands[0].device.type not in KERNELS.devices:
         return False
-    tensors = [a for a in (*call.arguments, cotangent) if isinstance(a, torch.Tensor)]
+    tensors = [a for a in (*call.arguments(), cotangent) if isinstance(a, torch.Tensor)]
     return (
         not _watched() and TENSORS.issuperset(map(type, tensors)) and KERNELS.takes(call, tensors)
     )

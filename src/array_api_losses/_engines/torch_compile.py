@@ -17,7 +17,7 @@ class _ThroughCompile(Torch):
     """All of a call through `torch.compile`; labels are not read."""
 
     def value(self, call: Call) -> Array:
-        if rule_for(call.arguments) is Transformed:
+        if rule_for(call.arguments()) is Transformed:
             return super().value(call)
         parts = taken_apart(_without_numbers(call))
         return _compiled(compiled_value, *_kind(*parts))(*parts)
@@ -25,7 +25,7 @@ class _ThroughCompile(Torch):
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        if rule_for((*call.arguments, cotangent)) is Transformed:
+        if rule_for((*call.arguments(), cotangent)) is Transformed:
             return super().gradient(call, wanted, cotangent)
         parts = taken_apart(_without_numbers(call))
         compiled = _compiled(compiled_gradient, wanted, cotangent is None, *_kind(*parts))

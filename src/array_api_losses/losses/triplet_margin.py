@@ -29,7 +29,7 @@ from array_api_losses._loss import (
 )
 from array_api_losses._primitives import length, length_and_slope, steep, zeros
 
-_KNOWN: dict[tuple[float, float, bool], Loss] = {}
+_KNOWN: dict[tuple[str, str, bool], Loss] = {}
 _MOST_KNOWN = 256
 _EPSILONS = -1e38, 1e38
 """What float32 can hold, in which half precision is computed with too."""
@@ -84,22 +84,23 @@ def _loss(name: str, p: float, epsilon: float, swap: bool) -> Loss:
     check_flag(name, "swap", swap)
     if not (is_real(p) and p == math.inf):
         check_number(name, "p", p, (1, math.inf))
-    # By way of `hex`, what TorchDynamo takes for a variable is a constant of the graph again.
-    key = float.fromhex(float(p).hex()), float.fromhex(float(epsilon).hex()), swap
+    # As texts, what TorchDynamo takes for variables are constants of the graph again.
+    key = float(p).hex(), float(epsilon).hex(), swap
     _see_to(*key)
     return _KNOWN[key]
 
 
 @evaluated_early
-def _see_to(p: float, epsilon: float, swap: bool) -> None:
+def _see_to(p: str, epsilon: str, swap: bool) -> None:
     """Have the loss of these distances in `_KNOWN`."""
     if (p, epsilon, swap) not in _KNOWN:
         if len(_KNOWN) >= _MOST_KNOWN:
             _KNOWN.clear()
+        options = float.fromhex(p), float.fromhex(epsilon), swap
         _KNOWN[p, epsilon, swap] = Loss(
             "triplet_margin_loss",
-            value=partial(_value, p, epsilon, swap),
-            slopes=partial(_slopes, p, epsilon, swap),
+            value=partial(_value, *options),
+            slopes=partial(_slopes, *options),
             inputs=("input", "positive", "negative"),
             label=None,
             parameters=("margin",),
