@@ -151,13 +151,12 @@ def all_backends(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
-def minimum(session: nox.Session) -> None:
-    """Run the suite with the oldest releases that pyproject.toml allows."""
-    names = ("numpy", "strict")
-    wanted = (*PYPROJECT["project"]["dependencies"], *_groups("test", *names))
+@nox.parametrize("backend", [nox.param(name, id=name) for name in ON_CPU])
+def minimum(session: nox.Session, backend: str) -> None:
+    """Run the suite on one library, with the oldest releases that pyproject.toml allows."""
+    wanted = (*PYPROJECT["project"]["dependencies"], *_groups("test", backend))
     session.install(".", *(requirement.replace(">=", "==") for requirement in wanted))
-    backends = (option for name in names for option in ("--backend", name))
-    _pytest(session, *backends)
+    _pytest(session, "--numprocesses=auto", "--backend", backend)
 
 
 @nox.session

@@ -111,8 +111,11 @@ def test_chunks_of_a_library_without_an_engine(
     from array_api_losses import _arrays, _engines
     from array_api_losses._engines.plain import Plain
 
-    monkeypatch.setitem(_engines.BY_TYPE, xp.ndarray, Plain(xp))
+    class Quiet(Plain):
+        def quiet(self) -> Any:
+            return xp.errstate(all="ignore")
+
+    monkeypatch.setitem(_engines.BY_TYPE, xp.ndarray, Quiet(xp))
     monkeypatch.setattr(_arrays, "_AGREED", {})
-    with xp.errstate(all="ignore"):
-        for case in some_cases():
-            check_value(backend, case)
+    for case in some_cases():
+        check_value(backend, case)

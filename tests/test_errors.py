@@ -1,7 +1,7 @@
 """Bad input as a table: what is passed, the exception, the whole text, on every backend."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -669,7 +669,7 @@ class _Other:
     """An array of a library that is nowhere else."""
 
     def __array_namespace__(self, api_version: str | None = None) -> Any:
-        return SimpleNamespace(__name__="other")
+        return ModuleType("other")
 
 
 def test_another_library(backend: Backend) -> None:
