@@ -197,7 +197,7 @@ def fail_input_dtype(name: str, argument: str, kind: str, dtype: Any) -> NoRetur
     msg = f"{name}: `{argument}` has dtype {dtype_name(dtype)}; it must be {needed}."
     if kind == "complex floating":
         msg += f" Take what you mean, e.g. `{argument} = xp.abs({argument})`."
-    elif kind != "other":
+    elif not kind.startswith("other"):
         msg += f" Convert it, e.g. `{argument} = xp.astype({argument}, xp.float32)`."
     raise TypeError(msg)
 

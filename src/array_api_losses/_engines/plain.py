@@ -9,7 +9,7 @@ from typing import Any
 import array_api_compat as compat
 
 from array_api_losses import _derivatives, _pipeline
-from array_api_losses._arguments import rounded
+from array_api_losses._arguments import FORMATS, dtype_name, rounded
 from array_api_losses._arrays import check_labels
 from array_api_losses._loss import Array, Call, Loss
 
@@ -76,12 +76,14 @@ class Plain:
         return None
 
     def kind(self, dtype: Any) -> str:
-        """Return which of `KINDS` a dtype is, else "other"."""
+        """Return which of `KINDS` a dtype is, "other floating" if not of `FORMATS`, or "other"."""
         try:
             return self._kinds[dtype]
         except KeyError:
-            found = [kind for kind in KINDS if self.xp.isdtype(dtype, kind)]
-            return self._kinds.setdefault(dtype, found[0] if found else "other")
+            found = [kind for kind in KINDS if self.xp.isdtype(dtype, kind)] or ["other"]
+            if found[0] == "real floating" and dtype_name(dtype) not in FORMATS:
+                found = ["other floating"]
+            return self._kinds.setdefault(dtype, found[0])
 
     def device(self, array: Array) -> Any:
         """Return the device of an array, or None while it has none."""
