@@ -72,8 +72,8 @@ class Loss:
 class Call(NamedTuple):
     """One call of a loss: what is to be computed, on which arrays.
 
-    It has no properties and is not changed by `_replace` on the way to a formula: before PyTorch
-    2.12, `torch.compile` could follow neither.
+    It has no properties, and what comes to a formula has seen no `_replace`: `torch.compile` of
+    PyTorch 2.10 cannot follow the former, that of 2.7 not the latter.
     """
 
     loss: Loss
