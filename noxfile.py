@@ -102,7 +102,7 @@ def cluster(session: nox.Session) -> None:
 def sharded(session: nox.Session) -> None:
     """Run JAX arrays that lie over eight simulated devices."""
     flags = "--xla_force_host_platform_device_count=8"
-    _beyond(session, "sharded", "sharded", XLA_FLAGS=flags)
+    _beyond(session, "sharded", "jax", XLA_FLAGS=flags)
 
 
 @nox.session
