@@ -4,11 +4,10 @@
 predicted. A label is a sign, so `minimum` and `maximum` can choose instead: they are vectorised
 everywhere, keep NaN and are exact at infinity.
 
-Where a library has something faster of the same meaning, its engine enters it in `FASTER`; the
-formulas stay as they are, and the suite holds the two against each other.
+Where a library has something faster of the same meaning, or more exact, its engine enters it in
+`FASTER`; the formulas stay as they are, and the suite holds the two against each other.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -85,19 +84,9 @@ def total(xp: Any, values: Any, dtype: Any) -> Any:
 
 
 def over(xp: Any, values: Any, axes: tuple[int, ...]) -> Any:
-    """The sum over some axes, which stay with length 1.
-
-    They are brought together at the end, for along a last axis NumPy adds pairwise, and along
-    another one element after the other, which rounds as often as there are elements.
-    """
+    """The sum over some axes, which stay with length 1."""
     faster = FASTER["over"].get(xp.__name__)
-    if faster is not None:
-        return faster(values, axes)
-    kept = tuple(i for i in range(values.ndim) if i not in axes)
-    flat = xp.reshape(xp.permute_dims(values, (*kept, *axes)), (-1,))  # in one piece
-    count = math.prod([values.shape[i] for i in axes])
-    sums = xp.sum(xp.reshape(flat, (*[values.shape[i] for i in kept], count)), axis=-1)
-    return xp.reshape(sums, tuple(1 if i in axes else n for i, n in enumerate(values.shape)))
+    return xp.sum(values, axis=axes, keepdims=True) if faster is None else faster(values, axes)
 
 
 def dot(xp: Any, a: Any, b: Any) -> Any:

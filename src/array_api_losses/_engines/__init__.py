@@ -42,11 +42,16 @@ def _found(array: Any) -> "Plain | None":
     return engine
 
 
+def _is_strict(array: Any) -> bool:
+    return compat.is_array_api_strict_namespace(compat.array_namespace(array))
+
+
 _MODULES = (
     (compat.is_numpy_array, "numpy"),
     (compat.is_jax_array, "jax"),
     (compat.is_dask_array, "dask"),
     (compat.is_cupy_array, "cupy"),
+    (_is_strict, "strict"),
 )
 """Each imports its library, so it is imported when the first array of that library comes."""
 

@@ -4,7 +4,7 @@ Nothing waits for the device: labels are not read, so the loss of a wrong one is
 """
 
 from collections.abc import Callable, Sequence
-from functools import cache, partial
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -53,7 +53,6 @@ TRACED: Any = SimpleNamespace(
 """What the pipeline may call in `cupy.fuse`, which knows CuPy's own functions, and no keywords."""
 
 FASTER["steep"][xp.__name__] = FASTER["sign"][xp.__name__] = _sign
-FASTER["over"][xp.__name__] = partial(cupy.sum, keepdims=True)
 for _name in (xp.__name__, TRACED.__name__):
     FASTER["zero"][_name] = _zero
     FASTER["select"][_name] = _select

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import array_api_compat.numpy as np
@@ -102,6 +103,19 @@ def _root(s: Any, p: float) -> tuple[Any, Any]:
     return found, _except_where(s == 0, s, 1 / found)
 
 
+def in_one_piece(xp: Any, values: Any, axes: tuple[int, ...]) -> Any:
+    """As `over`, but as exact along any axes.
+
+    They are brought together at the end, for along a last axis NumPy adds pairwise, and along
+    another one element after the other, which rounds as often as there are elements.
+    """
+    kept = tuple(i for i in range(values.ndim) if i not in axes)
+    flat = xp.reshape(xp.permute_dims(values, (*kept, *axes)), (-1,))
+    count = math.prod([values.shape[i] for i in axes])
+    sums = xp.sum(xp.reshape(flat, (*[values.shape[i] for i in kept], count)), axis=-1)
+    return xp.reshape(sums, tuple(1 if i in axes else n for i, n in enumerate(values.shape)))
+
+
 PRIMITIVES: dict[str, Callable[..., Any]] = {
     "select": _select,
     "except_where": _except_where,
@@ -114,5 +128,6 @@ PRIMITIVES: dict[str, Callable[..., Any]] = {
     "rows_divided": _rows_divided,
     # What `numpy.sum` and array-api-compat do beforehand takes longer than a few elements do.
     "total": lambda values, dtype: np.add.reduce(values, None, dtype),
+    "over": partial(in_one_piece, np),
 }
 """By their names in `FASTER`."""

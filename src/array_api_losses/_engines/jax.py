@@ -23,7 +23,6 @@ def _select(y: Any, a: Any, b: Any) -> Any:
 
 FASTER["select"][jnp.__name__] = _select
 FASTER["constant"][jnp.__name__] = jax.lax.stop_gradient
-FASTER["over"][jnp.__name__] = partial(jnp.sum, keepdims=True)
 
 
 class _Static(NamedTuple):

@@ -61,7 +61,7 @@ class Plain:
 
     def readable(self, call: Call) -> bool:
         """Whether the labels can be read without waiting for a device or breaking a trace."""
-        return self.name == "array_api_strict"
+        return False
 
     def quiet(self) -> AbstractContextManager[Any]:
         """Silence warnings of what the result shows anyway: an overflow, an infinity."""
