@@ -42,6 +42,7 @@ nox.options.sessions = [
     "sharded",
     "dtensor",
     "onnx",
+    "standard",
     "coverage",
 ]
 
@@ -114,7 +115,13 @@ def dtensor(session: nox.Session) -> None:
 @nox.session
 def onnx(session: nox.Session) -> None:
     """Export losses and gradients to ONNX, and run them there."""
-    _beyond(session, "onnx", "onnx")
+    _beyond(session, "onnx", "onnx", "--numprocesses=auto")
+
+
+@nox.session
+def standard(session: nox.Session) -> None:
+    """Run libraries that the package has no module for: Cubed and sparse."""
+    _beyond(session, "standard", "standard", "--numprocesses=auto")
 
 
 @nox.session
@@ -166,10 +173,10 @@ def bench(session: nox.Session) -> None:
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 
-def _beyond(session: nox.Session, name: str, group: str, **env: str) -> None:
-    """Run the tests of more than one process or device, or of another runtime."""
+def _beyond(session: nox.Session, name: str, group: str, *arguments: str, **env: str) -> None:
+    """Run the tests of more than one process or device, of another runtime or other libraries."""
     session.install(".", *_groups("test", group))
-    _measured(session, name, f"tests/beyond/test_{name}.py", **env)
+    _measured(session, name, f"tests/beyond/test_{name}.py", *arguments, **env)
 
 
 def _measured(session: nox.Session, name: str, *arguments: str, **env: str) -> None:

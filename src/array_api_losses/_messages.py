@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from array_api_losses._arguments import BEFORE_REDUCTION, dtype_name, is_real, kind_of, unknown
+from array_api_losses._engines import MASKED
 
 if TYPE_CHECKING:
     from array_api_losses._loss import Call
@@ -84,12 +85,15 @@ def fail_not_array(
         f"{name}: `{argument}` is {kind_of(value)}, not an array. Make it one of the library you"
         f" work in, e.g. `{argument} = {array}`."
     )
-    if type(value).__name__ == "MaskedArray":
-        array = f"weight = ~np.ma.getmaskarray({argument})` and `{argument} = {argument}.data"
+    if type(value).__name__ in MASKED:
+        mask = f"{argument}.mask"
+        if type(value).__name__ == "MaskedArray":  # of NumPy, whose mask may be a single False
+            mask = f"np.ma.getmaskarray({argument})"
+        array = f"weight = ~{mask}` and `{argument} = {argument}.data"
         if argument == "weight":
-            array = "weight = weight.filled(0)"
+            array = f"weight = xp.where({mask}, 0, weight.data)"
         msg = (
-            f"{name}: `{argument}` is a MaskedArray, whose mask would be lost. Let a weight say"
+            f"{name}: `{argument}` is {kind_of(value)}, whose mask would be lost. Let a weight say"
             f" what counts: `{array}`."
         )
     raise TypeError(msg)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 BY_TYPE: dict[type, "Plain"] = {}
 _BY_NAMESPACE: dict[str, "Plain"] = {}
 
+MASKED = ("MaskedArray", "MArray")
+"""Types of NumPy and of marray whose mask would be lost on the way; `weight` is that of a loss."""
+
 
 def engine_of(array: Any) -> "Plain | None":
     """Return the engine for an array, or None for what is no array."""
@@ -35,8 +38,8 @@ def _of_torch() -> "Plain":
 def _found(array: Any) -> "Plain | None":
     if compat.is_torch_array(array):
         return _of_torch()  # a subclass too, but without an entry of its own
-    if not compat.is_array_api_obj(array) or type(array).__name__ == "MaskedArray":
-        return None  # a mask would be lost on the way; `weight` is the mask of a loss
+    if not compat.is_array_api_obj(array) or type(array).__name__ in MASKED:
+        return None
     engine = _engine_for(array)
     BY_TYPE[type(array)] = engine
     return engine
