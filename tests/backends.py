@@ -180,9 +180,9 @@ class Backend:
     def _asarray(self, values: Any, dtype: str) -> Any:
         np, module = self.np, self.module
         if self.library == "torch":
-            return module.asarray(
-                np.asarray(values).tolist(), dtype=getattr(module, dtype), device=self.device
-            ).reshape(np.shape(values))
+            return module.tensor(
+                np.asarray(values), dtype=getattr(module, dtype), device=self.device
+            )
         if dtype == "bfloat16":
             return module.asarray(np.asarray(values), dtype=module.bfloat16)
         values = np.asarray(values, dtype=dtype)

@@ -50,7 +50,7 @@ def _check(backend: Backend, cases: list[Case]) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_values_and_gradients(backend: Backend, name: str) -> None:
+def test_compiled_values_and_gradients(backend: Backend, name: str) -> None:
     step = 1
     if backend.library in {"torch", "jax"}:  # where compiling takes seconds
         step = 7 if name == "hinge_embedding_loss" else 17
