@@ -1,4 +1,4 @@
-"""The primitives of formulas, as NumPy does them sooner."""
+"""The primitives of formulas, as NumPy does them sooner or more exactly."""
 
 import math
 from collections.abc import Callable
