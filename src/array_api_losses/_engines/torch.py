@@ -3,9 +3,10 @@
 On the CPU a tensor is an array of NumPy by another name: what autograd does not look into runs on
 the engine of NumPy, on the same memory, in blocks. On CUDA it runs in kernels of the jiterator.
 
-`_Eager` is the quick one, for `backward` and `torch.autograd.grad`. `Transformed` also knows `jvp`
-and batching, for `torch.func` and forward mode. `_Compiled` is `Transformed` without `jvp`, which
-`torch.compile` refuses. All hold the arguments, and nothing else, between forward and backward.
+`_Eager` is the quick one, for `backward` and `torch.autograd.grad`; `jit` compiles what it calls.
+`Transformed` also knows `jvp` and batching, for `torch.func` and forward mode. `_Compiled` is
+`Transformed` without `jvp`, which `torch.compile` refuses. All hold the arguments, and nothing
+else, between forward and backward.
 """
 
 from contextlib import suppress
@@ -70,9 +71,9 @@ FASTER["over"][xp.__name__] = _over
 class Static:
     """What a call is, beside its tensors. No tuple: `torch.func` would take that apart."""
 
-    def __init__(self, call: Call, numbers: tuple[Any, ...], *, trusted: bool) -> None:
-        self.loss, _, _, self.reduction, self.name, _, _ = call
-        self.numbers, self.trusted = numbers, trusted
+    def __init__(self, call: Call, numbers: tuple[Any, ...], engine: "Torch") -> None:
+        self.loss, _, _, self.reduction, self.name, self.trusted, _ = call
+        self.numbers, self.engine = numbers, engine
 
     def call(self, tensors: tuple[Any, ...]) -> Call:
         arguments = [n if t is None else t for n, t in zip(self.numbers, tensors, strict=True)]
@@ -121,9 +122,9 @@ class Transformed(_Compiled):
 class _Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, static: Static, *tensors: Any) -> Any:
-        call = static.call(tensors)
-        result = ENGINE.untracked(call)
-        if not call.trusted and call.weight is None and ENGINE.readable(call):
+        call, engine = static.call(tensors), static.engine
+        result = engine.untracked(call)
+        if not call.trusted and call.weight is None and engine.readable(call):
             static.trusted = True  # they have been read now
         ctx.static = static
         ctx.save_for_backward(*tensors)
@@ -133,7 +134,7 @@ class _Eager(torch.autograd.Function):
     def backward(ctx: Any, cotangent: Any) -> Any:
         call, wanted = _saved(ctx)
         if not torch.is_grad_enabled():
-            found = ENGINE.untracked_gradient(call, wanted, cotangent)
+            found = ctx.static.engine.untracked_gradient(call, wanted, cotangent)
             if found is not None:
                 return None, *found[1]
         return None, *_derivatives.pullback(xp, call, wanted, cotangent, ENGINE.run)
@@ -153,8 +154,8 @@ class Torch(Plain):
         if rule is None:
             return self.untracked(call)
         if rule is _Eager:
-            return _APPLY_EAGER(*taken_apart(call))
-        return rule.apply(*taken_apart(self.checked(call)))
+            return _APPLY_EAGER(*taken_apart(call, self))
+        return rule.apply(*taken_apart(self.checked(call), self))
 
     def untracked(self, call: Call) -> Array:
         """Return the result, of which autodiff need not know."""
@@ -190,7 +191,7 @@ class Torch(Plain):
 
     def run(self, call: Call) -> Array:
         rule = rule_for(call.arguments())
-        return _pipeline.value(xp, call) if rule is None else rule.apply(*taken_apart(call))
+        return _pipeline.value(xp, call) if rule is None else rule.apply(*taken_apart(call, self))
 
     def compiled(self, loss: Loss) -> Plain:
         if torch.compiler.is_compiling():
@@ -232,7 +233,7 @@ class Torch(Plain):
         return super().number(name, argument, value, like)
 
 
-def taken_apart(call: Call) -> tuple[Any, ...]:
+def taken_apart(call: Call, engine: Torch) -> tuple[Any, ...]:
     """Return what a call is beside its tensors, and these."""
     tensors: list[Any] = []
     numbers: list[Any] = []
@@ -242,7 +243,7 @@ def taken_apart(call: Call) -> tuple[Any, ...]:
             tensor, other = numbers, tensors
         tensor.append(argument)
         other.append(None)
-    return Static(call, tuple(numbers), trusted=call.trusted), *tensors
+    return Static(call, tuple(numbers), engine), *tensors
 
 
 def rule_for(arguments: tuple[Any, ...]) -> Any:

@@ -14,12 +14,17 @@ from array_api_losses._loss import Array, Call
 
 
 class _ThroughCompile(Torch):
-    """All of a call through `torch.compile`; labels are not read."""
+    """All of a call through `torch.compile`; labels are not read.
 
-    def value(self, call: Call) -> Array:
-        if rule_for(call.arguments()) is Transformed:
-            return super().value(call)
-        parts = taken_apart(_without_numbers(call))
+    Forward and backward are compiled apart: of both together, PyTorch keeps slopes in between,
+    which take longer to write and to read than to compute anew.
+    """
+
+    def readable(self, call: Call) -> bool:
+        return False
+
+    def untracked(self, call: Call) -> Array:
+        parts = taken_apart(_without_numbers(call), EAGER)
         return _compiled(compiled_value, *_kind(*parts))(*parts)
 
     def gradient(
@@ -27,7 +32,12 @@ class _ThroughCompile(Torch):
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
         if rule_for((*call.arguments(), cotangent)) is Transformed:
             return super().gradient(call, wanted, cotangent)
-        parts = taken_apart(_without_numbers(call))
+        return self.untracked_gradient(call, wanted, cotangent)
+
+    def untracked_gradient(
+        self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
+    ) -> tuple[Array | None, tuple[Array | None, ...]]:
+        parts = taken_apart(_without_numbers(call), EAGER)
         compiled = _compiled(compiled_gradient, wanted, cotangent is None, *_kind(*parts))
         return compiled(wanted, cotangent, *parts)
 
