@@ -48,6 +48,8 @@ class Loss:
     rowwise: bool = False
     bounds: tuple[float, float] = (-math.inf, math.inf)
     """Between which the parameters lie; they are finite in any case."""
+    sure: bool = False
+    """Whether the parameters are known to be so, though they are arrays."""
     first_parameter: int = field(init=False)
     """Where the parameters begin among the operands."""
 

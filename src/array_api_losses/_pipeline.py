@@ -41,7 +41,7 @@ def prepared(xp: Any, call: Call) -> Call:
     at, after, dtype = len(loss.inputs), loss.first_parameter, accumulator(xp, operands[0].dtype)
     operands = tuple([cast(xp, o, dtype) if hasattr(o, "dtype") else o for o in operands])
     labels, parameters = operands[at:after], operands[after:]
-    arrays = [parameter for parameter in parameters if hasattr(parameter, "dtype")]
+    arrays = [] if loss.sure else [p for p in parameters if hasattr(p, "dtype")]
     if weight is not None:
         weight = cast(xp, weight, dtype)
     if labels:

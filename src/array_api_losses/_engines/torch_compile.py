@@ -1,5 +1,6 @@
 """PyTorch, for `jit`: all of a call through `torch.compile`."""
 
+from dataclasses import replace
 from functools import cache
 from types import FunctionType
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from array_api_losses import _derivatives
 from array_api_losses._engines.torch import ENGINE as EAGER
 from array_api_losses._engines.torch import Static, Torch, Transformed, rule_for, taken_apart
-from array_api_losses._loss import Array, Call
+from array_api_losses._loss import Array, Call, Loss
 
 
 class _ThroughCompile(Torch):
@@ -68,14 +69,20 @@ def compiled_gradient(
 
 def _without_numbers(call: Call) -> Call:
     """Return the call with its numbers as tensors, for `torch.compile` would compile for each."""
-    first = call.operands[0]
-    operands = tuple(
-        o
-        if isinstance(o, torch.Tensor)
-        else torch.scalar_tensor(o, dtype=first.dtype, device=first.device)
-        for o in call.operands
-    )
-    return call._replace(operands=operands)
+    loss, operands = call.loss, list(call.operands)
+    first, at = operands[0], loss.first_parameter
+    if not any(isinstance(o, torch.Tensor) for o in operands[at:]):
+        loss = _sure(loss)
+    for i in range(at, len(operands)):
+        if not isinstance(operands[i], torch.Tensor):
+            operands[i] = torch.scalar_tensor(operands[i], dtype=first.dtype, device=first.device)
+    return call._replace(loss=loss, operands=tuple(operands))
+
+
+@cache
+def _sure(loss: Loss) -> Loss:
+    """Return the loss without the check of parameters, which numbers have behind them."""
+    return replace(loss, sure=True)
 
 
 ENGINE = _ThroughCompile(xp)
