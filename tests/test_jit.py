@@ -113,19 +113,34 @@ def test_inside_of_other_transforms(backend: Backend) -> None:
     ]
     outer = torch.compile(xpl.jit(loss), fullgraph=True, backend="aot_eager")
     assert outer(x, y).item() == 1.125
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    traced = make_fx(lambda x: xpl.value_and_grad(xpl.jit(loss))(x, y))(x)
+    value, gradient = traced(x + 1)
+    assert value.item() == 1.25
+    assert gradient.tolist() == [0.5, 0]
     _, pullback = xpl.vjp(xpl.jit(loss), x, y)
     assert pullback(backend.asarray(2.0)).tolist() == [1, -1]
 
 
 @pytest.mark.library("torch")
-def test_forward_and_backward_are_compiled_apart(backend: Backend) -> None:
+def test_forward_and_backward_are_compiled_apart(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Between them only the arguments are kept; and a gradient has a derivative itself."""
+    from array_api_losses._engines import torch_compile
+
     torch = backend.module
     x, w = backend.asarray([1.5, 0.25]).requires_grad_(), backend.asarray([1.0, 3.0])
     y, saved = backend.asarray([1, -1], "int64"), []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         value = xpl.jit(loss)(x, y, reduction="sum", weight=w.requires_grad_())
     assert {t.data_ptr() for t in saved} == {x.data_ptr(), y.data_ptr(), w.data_ptr()}
+    batch = backend.asarray([1.0, 2.0])
+    with monkeypatch.context() as patch:
+        patch.setattr(torch_compile, "_compiled", None)  # which cannot take a batch
+        slopes = torch.autograd.grad(value, x, batch, retain_graph=True, is_grads_batched=True)[0]
+    assert slopes.tolist() == [[1, -3], [2, -6]]
     (slope,) = torch.autograd.grad(value, x, create_graph=True)
     assert slope.tolist() == [1, -3]
     assert torch.autograd.grad(slope.sum(), w)[0].tolist() == [1, -1]

@@ -274,10 +274,14 @@ def rule_for(arguments: tuple[Any, ...]) -> Any:
     return None
 
 
-def _watched() -> bool:
-    """Whether something watches tensors that would not see what is done to their memory."""
+def watched(cotangent: Any = None) -> bool:
+    """Whether something watches tensors that would not see what is done to their memory.
+
+    A cotangent has none where `torch.autograd.grad` takes a batch of them.
+    """
     return (
-        torch.compiler.is_compiling()
+        (cotangent is not None and not torch._C._has_storage(cotangent))
+        or torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.jit.is_tracing()
     )
@@ -288,9 +292,7 @@ def _takes_kernel(call: Call, cotangent: Any = None) -> bool:
     if KERNELS is None or call.operands[0].device.type not in KERNELS.devices:
         return False
     tensors = [a for a in (*call.arguments(), cotangent) if isinstance(a, torch.Tensor)]
-    return (
-        not _watched() and TENSORS.issuperset(map(type, tensors)) and KERNELS.takes(call, tensors)
-    )
+    return not watched() and TENSORS.issuperset(map(type, tensors)) and KERNELS.takes(call, tensors)
 
 
 def _host(call: Call, cotangent: Any = None) -> tuple[Call, Any] | None:
@@ -300,7 +302,7 @@ def _host(call: Call, cotangent: Any = None) -> tuple[Call, Any] | None:
     """
     loss, operands, weight, reduction, name, trusted, _ = call
     first = operands[0]
-    if NUMPY is None or first.dtype not in HOSTED or not first.is_cpu or _watched():
+    if NUMPY is None or first.dtype not in HOSTED or not first.is_cpu or watched():
         return None
     arrays = []
     for argument in (*operands, weight, cotangent):

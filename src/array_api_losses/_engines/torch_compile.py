@@ -10,7 +10,14 @@ import torch
 
 from array_api_losses import _derivatives
 from array_api_losses._engines.torch import ENGINE as EAGER
-from array_api_losses._engines.torch import Static, Torch, Transformed, rule_for, taken_apart
+from array_api_losses._engines.torch import (
+    Static,
+    Torch,
+    Transformed,
+    rule_for,
+    taken_apart,
+    watched,
+)
 from array_api_losses._loss import Array, Call, Loss
 
 
@@ -25,22 +32,28 @@ class _ThroughCompile(Torch):
         return False
 
     def untracked(self, call: Call) -> Array:
+        if watched():
+            return EAGER.untracked(call)
         parts = taken_apart(_without_numbers(call), EAGER)
         return _compiled(compiled_value, *_kind(*parts))(*parts)
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        if rule_for((*call.arguments(), cotangent)) is Transformed:
-            return super().gradient(call, wanted, cotangent)
-        return self.untracked_gradient(call, wanted, cotangent)
+        found = None
+        if rule_for((*call.arguments(), cotangent)) is not Transformed:
+            found = self.untracked_gradient(call, wanted, cotangent)
+        return super().gradient(call, wanted, cotangent) if found is None else found
 
     def untracked_gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
-    ) -> tuple[Array | None, tuple[Array | None, ...]]:
+    ) -> tuple[Array | None, tuple[Array | None, ...]] | None:
+        if watched(cotangent):
+            return EAGER.untracked_gradient(call, wanted, cotangent)
         parts = taken_apart(_without_numbers(call), EAGER)
         compiled = _compiled(compiled_gradient, wanted, cotangent is None, *_kind(*parts))
-        return compiled(wanted, cotangent, *parts)
+        found: tuple[Array | None, tuple[Array | None, ...]] = compiled(wanted, cotangent, *parts)
+        return found
 
 
 @cache
