@@ -119,6 +119,8 @@ def test_inside_of_other_transforms(backend: Backend) -> None:
     value, gradient = traced(x + 1)
     assert value.item() == 1.25
     assert gradient.tolist() == [0.5, 0]
+    traced = make_fx(lambda x: xpl.jit(loss)(x, y - 1, reduction="none"))(x)  # labels 0 and -2
+    assert traced(x).isnan().all()
     _, pullback = xpl.vjp(xpl.jit(loss), x, y)
     assert pullback(backend.asarray(2.0)).tolist() == [1, -1]
 
@@ -144,6 +146,18 @@ def test_forward_and_backward_are_compiled_apart(
     (slope,) = torch.autograd.grad(value, x, create_graph=True)
     assert slope.tolist() == [1, -3]
     assert torch.autograd.grad(slope.sum(), w)[0].tolist() == [1, -1]
+
+
+@pytest.mark.library("torch")
+def test_cotangents_of_any_layout(backend: Backend) -> None:
+    """That of a sum has no strides. PyTorch gives up where kinds of call share a function."""
+    torch, compiled = backend.module, xpl.jit(loss)
+    for shape in [(4, 5), (6, 7), (1, 4), (4, 1), (1, 1), (8, 8), (9, 3)]:
+        y, cotangent = torch.ones(shape), torch.rand(shape)
+        for given in (torch.ones(()).expand(shape), cotangent):
+            x = torch.rand(shape, requires_grad=True)
+            compiled(x, y, reduction="none").backward(given)
+            assert torch.equal(x.grad, given)
 
 
 @pytest.mark.library("numpy")

@@ -198,6 +198,19 @@ def test_a_gradient_of_value_and_grad(backend: Backend) -> None:
     assert torch.autograd.grad(value, w)[0].tolist() == [2, 0.5]
 
 
+def test_a_cotangent_has_a_tangent(backend: Backend) -> None:
+    from torch.autograd import forward_ad
+
+    torch = backend.module
+    x, y = backend.asarray([1.5, 0.25]).requires_grad_(), backend.asarray([1, -1], "int64")
+    value = loss(x, y, reduction="none")
+    with forward_ad.dual_level():
+        cotangent = forward_ad.make_dual(torch.ones_like(value), backend.asarray([2.0, 3.0]))
+        gradient = forward_ad.unpack_dual(torch.autograd.grad(value, x, cotangent)[0])
+    assert gradient.primal.tolist() == [1, -1]
+    assert gradient.tangent.tolist() == [2, -3]
+
+
 def test_fake_and_meta_tensors_have_shapes_only(backend: Backend) -> None:
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -216,7 +229,7 @@ def test_fake_and_meta_tensors_have_shapes_only(backend: Backend) -> None:
             assert x.grad.shape == (3,)
 
 
-@pytest.mark.parametrize("tracer", ["make_fx", "jit"])
+@pytest.mark.parametrize("tracer", ["real", "symbolic", "jit"])
 def test_tracers_see_every_operation(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, tracer: str
 ) -> None:
@@ -226,11 +239,16 @@ def test_tracers_see_every_operation(
 
     torch = backend.module
     x, y = backend.asarray([1.5, 0.25]), backend.asarray([1, -1], "int8")
-    call = lambda x: loss(x, y, reduction="none")
+    call = lambda x, y: loss(x, y, 1.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # of labels that are read
-        traced = make_fx(call)(x) if tracer == "make_fx" else torch.jit.trace(call, x)
-    assert traced(x + 0.5).tolist() == [2, 0.25]
+        if tracer == "jit":
+            traced = torch.jit.trace(call, (x, y))
+        else:
+            traced = make_fx(call, tracing_mode=tracer)(x, y)
+    assert traced(x + 0.5, y).item() == 1.125
+    if tracer == "symbolic":
+        assert traced(x.repeat(3), y.repeat(3)).item() == 1.125
 
 
 def test_saved_tensors_are_the_arguments(backend: Backend, arguments: dict[str, Any]) -> None:

@@ -49,7 +49,7 @@ class Loss:
     bounds: tuple[float, float] = (-math.inf, math.inf)
     """Between which the parameters lie; they are finite in any case."""
     sure: bool = False
-    """Whether the parameters are known to be so, though they are arrays."""
+    """Whether parameters that are arrays are known to be finite and within `bounds`."""
     first_parameter: int = field(init=False)
     """Where the parameters begin among the operands."""
 

@@ -97,7 +97,7 @@ def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
 
 def divided(xp: Any, values: Any, weights: Any) -> Any:
     """values / W; NaN, and no warning, where W is 0."""
-    if type(weights) is int:
+    if not hasattr(weights, "dtype"):
         return values / (weights or math.nan)
     return values / except_where(xp, weights == 0, math.nan, weights)
 

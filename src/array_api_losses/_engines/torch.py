@@ -42,7 +42,7 @@ TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 def _select(y: Any, a: Any, b: Any) -> Any:
-    # What is compiled chooses without a branch, and of many operations it fuses fewer.
+    # Compiled, it has no branch; and the fewer operations there are, the more of them are fused.
     return torch.where(y > 0, a, torch.where(y < 0, b, y))
 
 
@@ -140,7 +140,7 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
         call, wanted = _saved(ctx)
-        if not torch.is_grad_enabled():
+        if rule_for((*call.arguments(), cotangent)) is None:
             found = ctx.static.engine.untracked_gradient(call, wanted, cotangent)
             if found is not None:
                 return None, *found[1]
@@ -277,7 +277,7 @@ def rule_for(arguments: tuple[Any, ...]) -> Any:
 def watched(cotangent: Any = None) -> bool:
     """Whether something watches tensors that would not see what is done to their memory.
 
-    A cotangent has none where `torch.autograd.grad` takes a batch of them.
+    A cotangent has no memory where `torch.autograd.grad` takes a batch of them.
     """
     return (
         (cotangent is not None and not torch._C._has_storage(cotangent))

@@ -1,4 +1,4 @@
-"""PyTorch, for `jit`: all of a call through `torch.compile`."""
+"""PyTorch, for `jit`: forward, and backward, each through `torch.compile`."""
 
 from dataclasses import replace
 from functools import cache
@@ -22,7 +22,7 @@ from array_api_losses._loss import Array, Call, Loss
 
 
 class _ThroughCompile(Torch):
-    """All of a call through `torch.compile`; labels are not read.
+    """Compiles a call, except where something watches; labels are not read.
 
     Forward and backward are compiled apart: of both together, PyTorch keeps slopes in between,
     which take longer to write and to read than to compute anew.
@@ -33,7 +33,7 @@ class _ThroughCompile(Torch):
 
     def untracked(self, call: Call) -> Array:
         if watched():
-            return EAGER.untracked(call)
+            return super().untracked(call)
         parts = taken_apart(_without_numbers(call), EAGER)
         return _compiled(compiled_value, *_kind(*parts))(*parts)
 
@@ -49,9 +49,10 @@ class _ThroughCompile(Torch):
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]] | None:
         if watched(cotangent):
-            return EAGER.untracked_gradient(call, wanted, cotangent)
+            return None
         parts = taken_apart(_without_numbers(call), EAGER)
-        compiled = _compiled(compiled_gradient, wanted, cotangent is None, *_kind(*parts))
+        layout = None if cotangent is None else cotangent.is_contiguous()  # of a sum it is not
+        compiled = _compiled(compiled_gradient, wanted, layout, *_kind(*parts))
         found: tuple[Array | None, tuple[Array | None, ...]] = compiled(wanted, cotangent, *parts)
         return found
 
@@ -82,19 +83,21 @@ def compiled_gradient(
 
 def _without_numbers(call: Call) -> Call:
     """Return the call with its numbers as tensors, for `torch.compile` would compile for each."""
-    loss, operands = call.loss, list(call.operands)
-    first, at = operands[0], loss.first_parameter
-    if not any(isinstance(o, torch.Tensor) for o in operands[at:]):
+    loss, operands, first = call.loss, call.operands, call.operands[0]
+    if not any(isinstance(o, torch.Tensor) for o in operands[loss.first_parameter :]):
         loss = _sure(loss)
-    for i in range(at, len(operands)):
-        if not isinstance(operands[i], torch.Tensor):
-            operands[i] = torch.scalar_tensor(operands[i], dtype=first.dtype, device=first.device)
-    return call._replace(loss=loss, operands=tuple(operands))
+    operands = tuple(
+        o
+        if isinstance(o, torch.Tensor)
+        else torch.scalar_tensor(o, dtype=first.dtype, device=first.device)
+        for o in operands
+    )
+    return call._replace(loss=loss, operands=operands)
 
 
 @cache
 def _sure(loss: Loss) -> Loss:
-    """Return the loss without the check of parameters, which numbers have behind them."""
+    """Return the loss without the check of parameters, which numbers have passed already."""
     return replace(loss, sure=True)
 
 
