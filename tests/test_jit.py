@@ -26,6 +26,7 @@ def _quick(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
             torch, "compile", partial(torch.compile, fullgraph=True, backend="aot_eager")
         )
         torch_compile._compiled.cache_clear()
+        torch_compile._sure.cache_clear()
 
 
 def _route(
@@ -82,6 +83,8 @@ def test_three_margins_through_one_function(backend: Backend) -> None:
     compiled = xpl.jit(loss)
     for margin in (1.0, 2.0, 3.5):
         assert backend.tolist(compiled(x, y, margin, "sum")) == [0.25 + margin]
+    for_each = backend.asarray([2.0, 3.0])
+    assert backend.tolist(compiled(x, y, for_each, "sum")) == [3.25]
 
 
 def test_errors(backend: Backend) -> None:
