@@ -153,7 +153,7 @@ def test_forward_and_backward_are_compiled_apart(
 
 @pytest.mark.library("torch")
 def test_cotangents_of_any_layout(backend: Backend) -> None:
-    """That of a sum has no strides. PyTorch gives up where kinds of call share a function."""
+    """That of a sum has strides of 0. PyTorch gives up where kinds of call share a function."""
     torch, compiled = backend.module, xpl.jit(loss)
     for shape in [(4, 5), (6, 7), (1, 4), (4, 1), (1, 1), (8, 8), (9, 3)]:
         y, cotangent = torch.ones(shape), torch.rand(shape)

@@ -6,7 +6,7 @@ the engine of NumPy, on the same memory, in blocks. On CUDA it runs in kernels o
 `_Eager` is the quick one, for `backward` and `torch.autograd.grad`; `jit` compiles what it calls.
 `Transformed` also knows `jvp` and batching, for `torch.func` and forward mode. `_Compiled` is
 `Transformed` without `jvp`, which `torch.compile` refuses. All hold the arguments, and nothing
-else, between forward and backward.
+else, between forward and backward; but `torch.compile` keeps what it chooses to.
 """
 
 from contextlib import suppress
