@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -267,6 +268,33 @@ if child == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("started", [0, 1])
+def test_a_system_that_refuses_threads(monkeypatch: pytest.MonkeyPatch, started: int) -> None:
+    """Those that there are do the work, wherever they may run, or else the caller does."""
+    from array_api_losses._engines import threads
+
+    left = [None] * started
+    start = threading.Thread.start
+
+    def few(thread: threading.Thread) -> None:
+        if not left:
+            msg = "can't start new thread"
+            raise RuntimeError(msg)
+        left.pop()
+        start(thread)
+
+    def refuse(*_: Any) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(threads, "_POOLS", {})
+    monkeypatch.setattr(threads, "_processors", lambda: frozenset({0, 1}))
+    monkeypatch.setattr(threads, "_PIN", refuse)
+    monkeypatch.setattr(threading.Thread, "start", few)
+    found = threads.shared(lambda a, b: (a, b, threading.get_ident()), [0, 2, 3])
+    assert [(a, b) for a, b, _ in found] == [(0, 2), (2, 3)]
+    assert all((thread != threading.get_ident()) is bool(started) for *_, thread in found)
 
 
 def test_errors_of_other_threads(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

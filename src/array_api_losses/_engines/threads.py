@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from itertools import pairwise
 from queue import SimpleQueue
@@ -28,12 +29,16 @@ class _Pool:
 
     def __init__(self, processors: frozenset[int]) -> None:
         self._tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self.threads = 0
         own = [{processor} for processor in processors]
-        for processor in own if len(own) <= MOST else [set(processors)] * MOST:
-            threading.Thread(target=self._serve, args=(processor,), daemon=True).start()
+        with suppress(RuntimeError):  # there can be no more
+            for processor in own if len(own) <= MOST else [set(processors)] * MOST:
+                threading.Thread(target=self._serve, args=(processor,), daemon=True).start()
+                self.threads += 1
 
     def _serve(self, processors: set[int]) -> None:
-        _PIN(0, processors)
+        with suppress(OSError):  # not everyone may
+            _PIN(0, processors)
         while True:
             self._tasks.get()()
 
@@ -81,10 +86,11 @@ def allowed() -> int:
 
 
 def shared(work: Callable[[int, int], T], cuts: list[int]) -> list[T]:
-    """Return `work(start, stop)` for neighbouring cuts, each in a thread of its own."""
+    """Return `work(start, stop)` for neighbouring cuts, each in a thread of its own if it can."""
     parts = [*pairwise(cuts)]
-    if len(parts) == 1:
-        return [work(*parts[0])]
-    key = os.getpid(), _processors()
-    pool = _POOLS.get(key) or _POOLS.setdefault(key, _Pool(key[1]))
-    return pool.map(work, parts)
+    if len(parts) > 1:
+        key = os.getpid(), _processors()
+        pool = _POOLS.get(key) or _POOLS.setdefault(key, _Pool(key[1]))
+        if pool.threads:
+            return pool.map(work, parts)
+    return [work(*part) for part in parts]
