@@ -218,7 +218,9 @@ def test_a_forgotten_block_is_noticed(
 
     over_blocks = blocks._over_blocks
 
-    def only_the_first(tape_for: Any, work: Any, arguments: Any, outputs: dict[int, Any]) -> Any:
+    def only_the_first(
+        threads: int, tape_for: Any, work: Any, arguments: Any, outputs: dict[int, Any]
+    ) -> Any:
         first: list[Any] = []
 
         def forgetful(room: Any, block: Any, shape: Any, slots: dict[int, Any]) -> Any:
@@ -228,7 +230,7 @@ def test_a_forgotten_block_is_noticed(
 
         for output in outputs.values():
             output[...] = 0
-        return over_blocks(tape_for, forgetful, arguments, outputs)
+        return over_blocks(threads, tape_for, forgetful, arguments, outputs)
 
     assert block
     monkeypatch.setattr(blocks, "_over_blocks", only_the_first)

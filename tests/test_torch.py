@@ -287,6 +287,29 @@ def test_tensors_that_numpy_cannot_share(backend: Backend) -> None:
     assert loss(sub, y).item() == 1.125
 
 
+def test_no_more_threads_than_pytorch_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from array_api_losses._engines import blocks
+
+    parts, shared, before = [], blocks.shared, torch.get_num_threads()
+
+    def noted(work: Any, cuts: list[int]) -> Any:
+        parts.append(len(cuts) - 1)
+        return shared(work, cuts)
+
+    monkeypatch.setattr(blocks, "shared", noted)
+    monkeypatch.setattr(blocks, "allowed", lambda: 2)
+    x = torch.ones(2**20)
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            assert loss(x, x).item() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert parts == [1, 2]
+
+
 def test_errors_of_compiled_code(backend: Backend) -> None:
     """They stand in what PyTorch raises; those of a class too."""
     torch, x = backend.module, backend.asarray([1.0])

@@ -18,7 +18,7 @@ from numpy import asarray
 from array_api_losses import _derivatives, _pipeline
 from array_api_losses._arrays import check_labels
 from array_api_losses._engines.replay import Replay, Room
-from array_api_losses._engines.threads import allowed, shared
+from array_api_losses._engines.threads import MOST, allowed, shared
 from array_api_losses._loss import Array, Call, Loss
 
 T = TypeVar("T")
@@ -108,10 +108,12 @@ def in_blocks(
     *,
     losses: bool = True,
     check: bool = True,
+    most: int = MOST,
 ) -> tuple[Any, tuple[Array | None, ...]]:
     """Return the weighted losses or, if they are to be reduced, their sum; and the gradients.
 
-    The gradient in an argument of one element is a sum, in others an array that is filled.
+    At most so many threads share the work. The gradient in an argument of one element is a sum, in
+    others an array that is filled.
     """
     first = call.operands[0]
     wide = _pipeline.accumulator(np, first.dtype)
@@ -142,8 +144,9 @@ def in_blocks(
             for c in columns
         ]
 
+    threads = min(most, allowed()) if first.size >= FOR_THREADS else 1
     over = partial(_over_rows, call) if call.loss.rowwise else _over_blocks
-    sums = over(tape_for, work, [*call.arguments(), *seed, mean], arrays)
+    sums = over(threads, tape_for, work, [*call.arguments(), *seed, mean], arrays)
     total, *totals = np.sum(asarray(sums, dtype=np.float64), axis=0)
     return arrays.get(1, total), tuple(
         None
@@ -221,6 +224,7 @@ def side_by_side(loss: Loss, arguments: Sequence[Any]) -> list[Any]:
 
 
 def _over_blocks(
+    threads: int,
     tape_for: Callable[[list[Any]], Replay],
     work: Callable[[Room, list[Any], tuple[int, ...], dict[int, Any]], T],
     arguments: list[Any],
@@ -235,7 +239,6 @@ def _over_blocks(
     ]
     places = [i for i, argument in enumerate(arguments) if np.size(argument) > 1]
     flags: Any = [["readonly"]] * len(places) + [["writeonly"]] * len(outputs)
-    threads = allowed() if arguments[0].size >= FOR_THREADS else 1
     size = BLOCK if threads == 1 else BIG_BLOCK
     whole = np.nditer(
         [*(arguments[i] for i in places), *outputs.values()],
@@ -267,6 +270,7 @@ def _over_blocks(
 
 def _over_rows(
     call: Call,
+    threads: int,
     tape_for: Callable[[list[Any]], Replay],
     work: Callable[[Room, list[Any], tuple[int, ...], dict[int, Any]], T],
     arguments: list[Any],
@@ -300,7 +304,6 @@ def _over_rows(
         room.release()
         return done
 
-    threads = allowed() if arguments[0].size >= FOR_THREADS else 1
     cuts = [count * k // threads for k in range(threads + 1)]
     return [result for done in shared(part, cuts) for result in done]
 

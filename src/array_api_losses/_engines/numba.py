@@ -215,4 +215,4 @@ def _fits(call: Call) -> bool:
     )
 
 
-ENGINE = Numba(xp)
+ENGINE = Numba()

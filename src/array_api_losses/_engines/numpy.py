@@ -13,6 +13,7 @@ from array_api_losses import _derivatives, _pipeline
 from array_api_losses._engines.blocks import FEW, SIGNS, at_once, fits_at_once, in_blocks
 from array_api_losses._engines.faster import PRIMITIVES
 from array_api_losses._engines.plain import Plain
+from array_api_losses._engines.threads import MOST
 from array_api_losses._loss import Array, Call, Loss
 from array_api_losses._primitives import FASTER
 
@@ -42,19 +43,26 @@ def _quietly(function: Callable[..., T], *arguments: Any) -> T:
 
 
 class NumPy(Plain):
-    """Few elements are computed at once; more come in blocks."""
+    """Few elements are computed at once, more in blocks, shared by at most `most()` threads."""
+
+    def __init__(self, most: Callable[[], int] = lambda: MOST) -> None:
+        super().__init__(np)
+        self._most = most
+
+    def _in_blocks(self, *arguments: Any, **options: Any) -> Any:
+        return in_blocks(*arguments, most=self._most(), **options)
 
     def value(self, call: Call) -> Array:
         if fits_at_once(call):
             return _quietly(self._value, at_once, call)
         with self.quiet():
-            return self._value(in_blocks, call)
+            return self._value(self._in_blocks, call)
 
     def _value(self, over: Any, call: Call) -> Array:
         return _finished(call, over(call)[0], _weights(call))
 
     def folded(self, call: Call) -> tuple[Any, Any]:
-        over = at_once if fits_at_once(call) else in_blocks
+        over = at_once if fits_at_once(call) else self._in_blocks
         return over(call, check=False)[0], _weights(call)
 
     def gradient(
@@ -63,7 +71,7 @@ class NumPy(Plain):
         if fits_at_once(call):
             return _quietly(self._gradient, at_once, call, wanted, cotangent)
         with self.quiet():
-            return self._gradient(in_blocks, call, wanted, cotangent)
+            return self._gradient(self._in_blocks, call, wanted, cotangent)
 
     def _gradient(
         self, over: Any, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -154,4 +162,4 @@ def _is_elementwise(loss: Loss) -> bool:
     return loss.label is not None and not loss.rowwise
 
 
-ENGINE = NumPy(np)
+ENGINE = NumPy()

@@ -27,7 +27,9 @@ NUMPY: Any = None
 with suppress(ImportError):  # PyTorch does not need NumPy
     from numpy import asarray
 
-    from array_api_losses._engines.numpy import ENGINE as NUMPY
+    from array_api_losses._engines.numpy import NumPy
+
+    NUMPY = NumPy(torch.get_num_threads)
 
 KERNELS: Any = None
 with suppress(ImportError):  # the jiterator is a beta feature of PyTorch
