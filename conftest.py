@@ -124,12 +124,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     And examples where several processes share the tests: those of one page share their variables.
     """
     shared = hasattr(config, "workerinput")
+    libraries = {backends.Backend(name).library for name in _chosen(config)}
     chosen, left_out = [], []
     for item in items:
-        marker = item.get_closest_marker("needs")
-        misses = marker is not None and not _there(*marker.args)
+        needs, library = map(item.get_closest_marker, ("needs", "library"))
+        misses = needs is not None and not _there(*needs.args)
+        other = library is not None and libraries.isdisjoint(library.args)
         example = not isinstance(item, pytest.Function)
-        left = misses or "NOTSET" in item.name or (shared and example)
+        left = misses or other or "NOTSET" in item.name or (shared and example)
         (left_out if left else chosen).append(item)
     config.hook.pytest_deselected(items=left_out)
     items[:] = chosen
