@@ -18,7 +18,7 @@ from numpy import asarray
 from array_api_losses import _derivatives, _pipeline
 from array_api_losses._arrays import check_labels
 from array_api_losses._engines.replay import Replay, Room
-from array_api_losses._engines.threads import MOST, allowed, shared
+from array_api_losses._engines.threads import FOR_THREADS, MOST, allowed, shared
 from array_api_losses._loss import Array, Call, Loss
 
 T = TypeVar("T")
@@ -32,9 +32,6 @@ BIG_BLOCK = 2**18
 
 ROWS = 2**18
 """Entries of a block of rows."""
-
-FOR_THREADS = 2**20
-"""So many elements keep more than one thread busy."""
 
 SMALL = 2**18
 """Inputs of up to so many bytes: results in new memory are in the cache, and the system gives it

@@ -16,14 +16,11 @@ from numba.extending import overload, register_jitable
 from array_api_losses import _derivatives, _pipeline, _primitives
 from array_api_losses._arrays import check_labels
 from array_api_losses._engines.numpy import NumPy
-from array_api_losses._engines.threads import allowed, shared
+from array_api_losses._engines.threads import FOR_THREADS, allowed, shared
 from array_api_losses._loss import Array, Call, Loss
 
 BLOCK = 2**12
 """Elements that are added up in the dtype of the losses, before they go to float64."""
-
-FOR_THREADS = 2**20
-"""So many elements keep more than one thread busy."""
 
 DTYPES = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 

@@ -18,6 +18,9 @@ _ALLOWED: Any = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() 
 MOST = 4
 """More would wait for the memory, and each holds scratch of its own."""
 
+FOR_THREADS = 2**20
+"""So many elements keep more than one thread busy."""
+
 
 class _Pool:
     """Threads that wait for work, with less ado than those of `concurrent.futures`.
