@@ -31,7 +31,7 @@ pytestmark = pytest.mark.library("numpy")
 @pytest.fixture(params=[1, 3, 4, 5, "scratch"])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | str:
     """Cut even small arrays into many blocks, or compute them at once in scratch."""
-    from array_api_losses._engines import blocks
+    from array_api_losses._engines import blocks, threads
 
     monkeypatch.setattr(blocks, "SMALL", 8)  # bytes: one element alone is neither cut nor laid out
     if request.param == "scratch":
@@ -41,7 +41,7 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     monkeypatch.setattr(blocks, "BLOCK", request.param)
     monkeypatch.setattr(blocks, "BIG_BLOCK", request.param)
     monkeypatch.setattr(blocks, "ROWS", 2 * request.param)
-    monkeypatch.setattr(blocks, "FOR_THREADS", 2 * request.param)
+    monkeypatch.setattr(threads, "FOR_THREADS", 2 * request.param)
     return request.param
 
 
@@ -172,7 +172,8 @@ def test_a_margin_that_is_a_number_or_an_array(backend: Backend) -> None:
 
 
 def test_sizes_around_a_block(backend: Backend) -> None:
-    from array_api_losses._engines.blocks import AT_ONCE, BIG_BLOCK, BLOCK, FOR_THREADS, SMALL
+    from array_api_losses._engines.blocks import AT_ONCE, BIG_BLOCK, BLOCK, SMALL
+    from array_api_losses._engines.threads import FOR_THREADS
 
     np = backend.np
     rng = np.random.default_rng(6)
@@ -246,11 +247,12 @@ def test_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     from array_api_losses._engines import threads
 
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert threads.allowed() == 1
+    assert threads.allowed(threads.FOR_THREADS) == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "99")
-    assert 1 <= threads.allowed() <= threads.MOST
+    assert 1 <= threads.allowed(threads.FOR_THREADS) <= threads.MOST
+    assert threads.allowed(threads.FOR_THREADS - 1) == 1
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(threads.allowed).result() == 1
+        assert pool.submit(threads.allowed, threads.FOR_THREADS).result() == 1
 
 
 def test_threads_after_a_fork() -> None:
@@ -260,7 +262,7 @@ import os
 import numpy as np
 from array_api_losses import hinge_embedding_loss
 from array_api_losses._engines import blocks
-blocks.allowed = lambda: 2
+blocks.allowed = lambda _: 2
 x = np.ones(2**20 + 1)
 assert hinge_embedding_loss(x, x) == 1
 child = os.fork()
@@ -302,7 +304,7 @@ def test_a_system_that_refuses_threads(monkeypatch: pytest.MonkeyPatch, started:
 def test_errors_of_other_threads(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     from array_api_losses._engines import blocks
 
-    monkeypatch.setattr(blocks, "allowed", lambda: 3)
+    monkeypatch.setattr(blocks, "allowed", lambda _: 3)
     np = backend.np
     x, y = np.ones(2**20), np.ones(2**20)
     y[-1] = 0

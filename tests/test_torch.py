@@ -301,7 +301,7 @@ def test_no_more_threads_than_pytorch_may_use(
         return shared(work, cuts)
 
     monkeypatch.setattr(blocks, "shared", noted)
-    monkeypatch.setattr(blocks, "allowed", lambda: 2)
+    monkeypatch.setattr(blocks, "allowed", lambda _: 2)
     x = torch.ones(2**20)
     try:
         for threads in (1, 2):

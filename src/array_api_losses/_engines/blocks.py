@@ -18,7 +18,7 @@ from numpy import asarray
 from array_api_losses import _derivatives, _pipeline
 from array_api_losses._arrays import check_labels
 from array_api_losses._engines.replay import Replay, Room
-from array_api_losses._engines.threads import FOR_THREADS, MOST, allowed, shared
+from array_api_losses._engines.threads import MOST, allowed, shared
 from array_api_losses._loss import Array, Call, Loss
 
 T = TypeVar("T")
@@ -141,7 +141,7 @@ def in_blocks(
             for c in columns
         ]
 
-    threads = min(most, allowed()) if first.size >= FOR_THREADS else 1
+    threads = min(most, allowed(first.size))
     over = partial(_over_rows, call) if call.loss.rowwise else _over_blocks
     sums = over(threads, tape_for, work, [*call.arguments(), *seed, mean], arrays)
     total, *totals = np.sum(asarray(sums, dtype=np.float64), axis=0)

@@ -16,7 +16,7 @@ from numba.extending import overload, register_jitable
 from array_api_losses import _derivatives, _pipeline, _primitives
 from array_api_losses._arrays import check_labels
 from array_api_losses._engines.numpy import NumPy
-from array_api_losses._engines.threads import FOR_THREADS, allowed, shared
+from array_api_losses._engines.threads import allowed, shared
 from array_api_losses._loss import Array, Call, Loss
 
 BLOCK = 2**12
@@ -180,7 +180,7 @@ class Numba(NumPy):
             )
             return result
 
-        threads = allowed() if x.size >= FOR_THREADS else 1
+        threads = allowed(x.size)
         sums = shared(part, [x.size * k // threads for k in range(threads + 1)])
         total, wrong = (sum(column) for column in zip(*sums, strict=True))
         if wrong:

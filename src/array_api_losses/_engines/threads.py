@@ -76,12 +76,13 @@ def _processors() -> frozenset[int]:
     return frozenset(_ALLOWED(0))
 
 
-def allowed() -> int:
+def allowed(elements: int) -> int:
     """Return how many threads may work: as many as OMP_NUM_THREADS and the processors allow.
 
-    A caller that is not the main thread is one of several that share them already.
+    Few elements need one. A caller that is not the main thread is one of several that share them
+    already.
     """
-    if threading.current_thread() is not threading.main_thread():
+    if elements < FOR_THREADS or threading.current_thread() is not threading.main_thread():
         return 1
     asked = os.environ.get("OMP_NUM_THREADS", "")
     most = int(asked) if asked.isdecimal() else MOST
