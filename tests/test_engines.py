@@ -30,9 +30,20 @@ pytestmark = pytest.mark.library("numpy")
 
 @pytest.fixture(params=[1, 3, 4, 5, "scratch"])
 def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int | str:
-    """Cut even small arrays into many blocks, or compute them at once in scratch."""
+    """Cut even small arrays into many blocks, or compute them at once in scratch.
+
+    Scratch is overwritten when it is released, as another thread may do.
+    """
     from array_api_losses._engines import blocks, threads
 
+    release = blocks.Room.release
+
+    def overwritten(room: blocks.Room) -> None:
+        for buffer in room._buffers:
+            buffer[...] = 255
+        release(room)
+
+    monkeypatch.setattr(blocks.Room, "release", overwritten)
     monkeypatch.setattr(blocks, "SMALL", 8)  # bytes: one element alone is neither cut nor laid out
     if request.param == "scratch":
         monkeypatch.setattr(blocks, "FEW", 0)
@@ -299,6 +310,15 @@ def test_a_system_that_refuses_threads(monkeypatch: pytest.MonkeyPatch, started:
     found = threads.shared(lambda a, b: (a, b, threading.get_ident()), [0, 2, 3])
     assert [(a, b) for a, b, _ in found] == [(0, 2), (2, 3)]
     assert all((thread != threading.get_ident()) is bool(started) for *_, thread in found)
+
+
+def test_threads_of_the_caller_keep_out_of_each_other(backend: Backend) -> None:
+    np = backend.np
+    y = np.tile(np.asarray([1, -1], "int8"), 50_000)
+    inputs = [np.tile([float(k), 0.5], 50_000) for k in range(4)]
+    with ThreadPoolExecutor(8) as pool:
+        found = [*pool.map(lambda k: float(loss(inputs[k % 4], y)), range(512))]
+    assert found == [(k % 4 + 0.5) / 2 for k in range(512)]
 
 
 def test_errors_of_other_threads(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,14 +192,18 @@ def at_once(
         arguments = side_by_side(loss, arguments)
     tape = _tape(call, trusted, wanted, losses, check, arguments)
     adds = losses and reduction != "none"
-    if first.nbytes <= SMALL:
+    room = None if first.nbytes <= SMALL else Room(tape)
+    if room is None:
         good, found, *gradients = tape.anew(*arguments)
     else:
-        good, found, *gradients = tape.in_scratch(arguments, call.shape(), 2 if adds else 1)
+        shape = call.shape()
+        good, found, *gradients = room(arguments, shape, tape.new(shape, 2 if adds else 1))
     if check and not good.all():
         check_labels(np, call)
     if losses:
         found = _ADD(found, None) if adds else asarray(found, dtype)
+    if room is not None:  # and not earlier: the next thread writes to it at once
+        room.release()
     if not wanted:
         return found, ()
     return found, tuple(

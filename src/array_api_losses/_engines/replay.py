@@ -105,22 +105,6 @@ class Replay:
         """Replays it in arrays given behind the arguments, in the order of `laid_out`."""
         return self._written([*range(self._count), *self._scratch, *self._filled], into=True)
 
-    def in_scratch(self, arguments: list[Any], shape: tuple[int, ...], kept: int) -> list[Any]:
-        """Replay it with only the results from number `kept` on in new arrays.
-
-        All arrays among the arguments have this shape, or rows of it. What the other results lie in
-        may be overwritten soon.
-        """
-        outputs = {
-            i: np.empty((*shape, *self._arrays[place].shape[1:]), self._arrays[place].dtype)
-            for i, place in enumerate(self._results)
-            if place is not None and i >= kept
-        }
-        room = Room(self)
-        results = room(arguments, shape, outputs)
-        room.release()
-        return [outputs.get(i, result) for i, result in enumerate(results)]
-
     def laid_out(self, shape: tuple[int, ...], buffers: list[Any]) -> list[Any]:
         """Return arrays to be filled, on these buffers where they are large enough, and numbers."""
         laid = []
@@ -134,6 +118,14 @@ class Replay:
                 buffers[i] = _taken(nbytes)
             laid.append(np.ndarray(whole, sample.dtype, buffers[i]))
         return laid + [_full(self._arrays[place], shape) for place in self._filled]
+
+    def new(self, shape: tuple[int, ...], kept: int) -> dict[int, Any]:
+        """Return new arrays for the results from number `kept` on."""
+        return {
+            i: np.empty((*shape, *self._arrays[place].shape[1:]), self._arrays[place].dtype)
+            for i, place in enumerate(self._results)
+            if place is not None and i >= kept
+        }
 
     def slot_of(self, i: int) -> int | None:
         """Return where among what is laid out a result will lie."""
@@ -261,7 +253,10 @@ class Replay:
 
 
 class Room:
-    """Where one thread lets a formula be done: the next time overwrites what it gives."""
+    """Where one thread lets a formula be done: the next time overwrites what it gives.
+
+    All arrays among the arguments have the shape that it is told, or rows of it.
+    """
 
     def __init__(self, tape: Replay) -> None:
         self._tape = tape
@@ -272,7 +267,7 @@ class Room:
     def __call__(
         self, arguments: Sequence[Any], shape: tuple[int, ...], outputs: dict[int, Any]
     ) -> list[Any]:
-        """Return what it gives for arguments of this shape; `outputs` take some of the results."""
+        """Return the results; those that `outputs` take lie there."""
         if shape != self._shape:
             self._laid, self._shape = self._tape.laid_out(shape, self._buffers), shape
         laid, copied, taken = self._laid.copy(), [], set()
@@ -286,10 +281,10 @@ class Room:
         results = self._tape.filling(*arguments, *laid)
         for i in copied:
             outputs[i][...] = results[i]
-        return results
+        return [outputs.get(i, result) for i, result in enumerate(results)]
 
     def release(self) -> None:
-        """Let others have the scratch."""
+        """Let others have the scratch, and with it what results lie there."""
         FREE.extend(self._buffers)
         del FREE[MOST_FREE:]
         self._buffers = []
