@@ -125,6 +125,19 @@ def test_without_64_bits(backend: Backend) -> None:
         assert gradient.tolist() == [1, -1, 0]
 
 
+def test_sizes_beyond_an_integer_of_32_bits(backend: Backend) -> None:
+    import jax
+
+    x, y, one = (
+        jax.ShapeDtypeStruct((size,), backend.asarray(0, dtype).dtype)
+        for size, dtype in ((2**31, "float32"), (2**31, "int8"), (1, "float32"))
+    )
+    with jax.enable_x64(False):
+        for gradient in (jax.grad(loss), lambda *a, **k: xpl.value_and_grad(loss)(*a, **k)[1]):
+            assert jax.eval_shape(gradient, x, y).shape == x.shape
+            assert jax.eval_shape(gradient, x, y, weight=one).shape == x.shape
+
+
 def test_a_random_key_is_no_input(backend: Backend, label: Any) -> None:
     import jax
 

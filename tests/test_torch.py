@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from backends import Backend
+from reference import LOSSES
 
 import array_api_losses as xpl
 from array_api_losses import _arrays
@@ -101,6 +102,23 @@ def test_one_compiled_function_takes_many_margins(backend: Backend) -> None:
         loss(plain, y, margin).backward()
         torch.testing.assert_close(value, loss(plain, y, margin), rtol=1e-6, atol=0)
         assert x.grad.tolist() == plain.grad.tolist()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_compiled_function_takes_a_smaller_batch(backend: Backend, name: str) -> None:
+    torch, spec, call = backend.module, LOSSES[name], getattr(xpl, name)
+    rng = backend.np.random.default_rng(6)
+    torch.compiler.reset()
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
+    for size in (5, 3):
+        shape = (size, 4) if spec.rowwise else (size,)
+        inputs = [backend.asarray(rng.normal(size=shape)).requires_grad_() for _ in spec.inputs]
+        labels = [backend.asarray([1, -1, 1, 1, -1][:size], "int8")] if spec.label else []
+        found = []
+        for function in (compiled, call):
+            value = function(*inputs, *labels)
+            found.append([value, *torch.autograd.grad(value, inputs)])
+        torch.testing.assert_close(*found)
 
 
 def test_the_first_call_is_a_compiled_one(backend: Backend) -> None:

@@ -92,14 +92,20 @@ def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
         return size
     repeats = size // max(1, math.prod(weight.shape))
     weights = total(xp, weight, dtype)
-    return weights if repeats == 1 else weights * repeats
+    return weights if repeats == 1 else weights * _number(repeats)
 
 
 def divided(xp: Any, values: Any, weights: Any) -> Any:
     """values / W; NaN, and no warning, where W is 0."""
-    if not hasattr(weights, "dtype"):
-        return values / (weights or math.nan)
+    # Of a size that it does not know, `torch.compile` says that it is an int, but no attribute.
+    if isinstance(weights, int) or not hasattr(weights, "dtype"):
+        return values / _number(weights or math.nan)
     return values / except_where(xp, weights == 0, math.nan, weights)
+
+
+def _number(size: Any) -> Any:
+    """Return a size as JAX takes one of 2**31 or more; what only stands for a size, as it is."""
+    return float(size) if isinstance(size, int) else size
 
 
 def folded(xp: Any, call: Call, terms: Array) -> tuple[Array, Any]:
