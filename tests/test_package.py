@@ -118,8 +118,15 @@ def test_arrays_of_objects_are_refused(backend: Backend) -> None:
 
 @pytest.mark.library("numpy")
 def test_masked_arrays_are_refused(backend: Backend) -> None:
+    class Own(backend.np.ma.MaskedArray):
+        pass
+
     x = backend.np.ma.masked_array([1.0, 2.0], [False, True])
     y = backend.np.ones(2)
+    for masked in (x[1], x.view(Own)):  # the first is a constant of NumPy
+        for name in ("input", "label", "weight"):
+            with pytest.raises(TypeError, match=rf"`{name}` is an? \w+, whose mask would be"):
+                xpl.hinge_embedding_loss(**{"input": y, "label": y, name: masked})
     with pytest.raises(TypeError, match="`input` is a MaskedArray, whose mask would be lost"):
         xpl.hinge_embedding_loss(x, y)
     weight = ~backend.np.ma.getmaskarray(x)  # as it says

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from array_api_losses._arguments import BEFORE_REDUCTION, dtype_name, is_real, kind_of, unknown
-from array_api_losses._engines import MASKED
+from array_api_losses._engines import masked
 
 if TYPE_CHECKING:
     from array_api_losses._loss import Call
@@ -85,9 +85,9 @@ def fail_not_array(
         f"{name}: `{argument}` is {kind_of(value)}, not an array. Make it one of the library you"
         f" work in, e.g. `{argument} = {array}`."
     )
-    if type(value).__name__ in MASKED:
+    if masked(value):
         mask = f"{argument}.mask"
-        if type(value).__name__ == "MaskedArray":  # of NumPy, whose mask may be a single False
+        if masked(value) == "MaskedArray":  # of NumPy, whose mask may be a single False
             mask = f"np.ma.getmaskarray({argument})"
         array = f"weight = ~{mask}` and `{argument} = {argument}.data"
         if argument == "weight":

@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 BY_TYPE: dict[type, "Plain"] = {}
 _BY_NAMESPACE: dict[str, "Plain"] = {}
 
-MASKED = ("MaskedArray", "MArray")
+_MASKED = ("MaskedArray", "MArray")
 """Types of NumPy and of marray whose mask would be lost on the way; `weight` is that of a loss."""
+
+
+def masked(value: Any) -> str | None:
+    """Return which of the types with a mask a value is of, also by way of a subclass."""
+    names = [kind.__name__ for kind in type(value).__mro__]
+    return next((name for name in _MASKED if name in names), None)
 
 
 def engine_of(array: Any) -> "Plain | None":
@@ -38,7 +44,7 @@ def _of_torch() -> "Plain":
 def _found(array: Any) -> "Plain | None":
     if compat.is_torch_array(array):
         return _of_torch()  # a subclass too, but without an entry of its own
-    if not compat.is_array_api_obj(array) or type(array).__name__ in MASKED:
+    if not compat.is_array_api_obj(array) or masked(array):
         return None
     engine = _engine_for(array)
     BY_TYPE[type(array)] = engine
