@@ -321,7 +321,15 @@ def test_threads_of_the_caller_keep_out_of_each_other(backend: Backend) -> None:
     assert found == [(k % 4 + 0.5) / 2 for k in range(512)]
 
 
-def test_errors_of_other_threads(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_other_threads() -> None:
+    from array_api_losses._engines import threads
+
+    with pytest.raises(ZeroDivisionError):
+        threads.shared(lambda a, b: a / (b - 2), [0, 1, 2])
+    assert threads.shared(lambda a, b: a / (b - 3), [0, 1, 2]) == [0, -1]
+
+
+def test_a_wrong_label_in_a_later_part(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     from array_api_losses._engines import blocks
 
     monkeypatch.setattr(blocks, "allowed", lambda _: 3)

@@ -220,8 +220,8 @@ def fail_dtype(
 
 
 def fail_labels(xp: Any, call: "Call", label: Any, wrong: Any) -> NoReturn:
-    flat = xp.reshape(xp.astype(wrong, xp.int64), (-1,))
-    count, first = int(xp.sum(flat)), int(xp.argmax(flat))
+    flat = xp.reshape(xp.astype(wrong, xp.uint8), (-1,))
+    count, first = int(xp.sum(flat, dtype=xp.int64)), int(xp.argmax(flat))
     value = xp.reshape(label, (-1,))[first]
     value = float(value) if "float" in dtype_name(label.dtype) else int(value)
     index: list[int] = []

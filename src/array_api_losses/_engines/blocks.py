@@ -132,19 +132,20 @@ def in_blocks(
         room: Room, arguments: list[Any], shape: tuple[int, ...], outputs: dict[int, Any]
     ) -> list[Any]:
         good, terms, *gradients = room(arguments, shape, outputs)
-        if good is not None and np.count_nonzero(good) < good.size:
-            check_labels(np, call)
         columns = [terms if adds else None]
         columns += [g if one else None for g, one in zip(gradients, small, strict=True)]
-        return [
+        sums = [
             0.0 if c is None else np.add.reduce(c, dtype=_pipeline.accumulator(np, c.dtype))
             for c in columns
         ]
+        return [0 if good is None else good.size - np.count_nonzero(good), *sums]
 
     threads = min(most, allowed(first.size))
     over = partial(_over_rows, call) if call.loss.rowwise else _over_blocks
     sums = over(threads, tape_for, work, [*call.arguments(), *seed, mean], arrays)
-    total, *totals = np.sum(asarray(sums, dtype=np.float64), axis=0)
+    wrong, total, *totals = np.sum(asarray(sums, dtype=np.float64), axis=0)
+    if wrong:
+        check_labels(np, call)
     return arrays.get(1, total), tuple(
         None
         if not want
