@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -382,6 +383,21 @@ def test_large_rows(backend: Backend, shape: tuple[int, ...]) -> None:
     value, gradient = xpl.value_and_grad(cosine)(a, b, y, 0.01, "sum")
     np.testing.assert_allclose(value, exact.sum(), rtol=1e-12)
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.library("numpy")
+def test_rows_compared_all_with_all_are_not_laid_out(backend: Backend) -> None:
+    backend.require("large")
+    np = backend.np
+    rows = np.random.default_rng(9).normal(size=(2, 600, 64)).astype("float32")
+    a, b = np.broadcast_arrays(rows[0][:, None], rows[1])
+    y = np.broadcast_to(np.int8(1), a.shape[:-1])
+    tracemalloc.start()
+    value = cosine(a, b, y)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < a.nbytes / 4  # nbytes is what it would take in one piece
+    np.testing.assert_allclose(value, cosine(a.copy(), b.copy(), y), rtol=1e-6)
 
 
 @pytest.mark.library("dask")

@@ -279,35 +279,53 @@ def _over_rows(
     outputs: dict[int, Any],
 ) -> list[T]:
     """As `_over_blocks`, on blocks of rows."""
-    loss, shape = call.loss, call.shape()
+    loss, own_shape = call.loss, call.shape()
+    shape = own_shape or (1,)
     width, count = arguments[0].shape[-1], math.prod(shape)
 
-    def flat(array: Any, *, rows: bool) -> Any:
+    def spread(array: Any, *, rows: bool) -> Any:
         if rows:
-            return array.reshape(count, width)  # a copy only of three axes or more, with gaps
+            return array.reshape(*shape, width)
         if not isinstance(array, np.ndarray):
             return array
-        one = array.size == 1 < count
-        return array.reshape(()) if one else np.broadcast_to(array, shape).reshape(count)
+        return array.reshape(()) if array.size == 1 < count else np.broadcast_to(array, shape)
 
-    inputs = [flat(a, rows=loss.has_rows(i)) for i, a in enumerate(arguments)]
-    results = {i: a.reshape(count, *a.shape[len(shape) :]) for i, a in outputs.items()}
-    size = max(1, ROWS // max(1, width))
-    tape = tape_for(inputs)
+    def cut(array: Any, place: Any) -> Any:
+        if not np.ndim(array):
+            return array
+        block, vector = array[place], array.shape[len(shape) :]
+        # A copy only where the block lies in pieces, as of what has been broadcast.
+        return block.reshape(math.prod(block.shape[: block.ndim - len(vector)]), *vector)
+
+    arguments = [spread(a, rows=loss.has_rows(i)) for i, a in enumerate(arguments)]
+    results = {i: a.reshape(*shape, *a.shape[len(own_shape) :]) for i, a in outputs.items()}
+    most = max(1, ROWS // max(1, width))
+    each = -(-count // (threads * most))  # blocks of a thread
+    places = _places(shape, -(-count // (threads * each)))
+    tape = tape_for(arguments)
 
     def part(start: int, stop: int) -> list[T]:
         room, done = Room(tape), []
         with np.errstate(all="ignore"):
-            for begin in range(start, stop, size):
-                cut = slice(begin, min(begin + size, stop))
-                own = side_by_side(loss, [a[cut] if np.ndim(a) else a for a in inputs])
-                outs = {i: out[cut] for i, out in results.items()}
+            for place in places[start:stop]:
+                own = side_by_side(loss, [cut(a, place) for a in arguments])
+                outs = {i: cut(a, place) for i, a in results.items()}
                 done.append(work(room, own, own[0].shape[:1], outs))
         room.release()
         return done
 
-    cuts = [count * k // threads for k in range(threads + 1)]
+    threads = min(threads, len(places))
+    cuts = [len(places) * k // threads for k in range(threads + 1)]
     return [result for done in shared(part, cuts) for result in done]
+
+
+def _places(shape: tuple[int, ...], most: int) -> list[Any]:
+    """Return where blocks of at most so many elements lie in an array of a shape, in order."""
+    inner = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    axis = next(axis for axis, size in enumerate(inner) if size <= most)
+    step = most // inner[axis]
+    cuts = [slice(start, start + step) for start in range(0, shape[axis], step)]
+    return [(*outer, cut) for outer in np.ndindex(shape[:axis]) for cut in cuts]
 
 
 def _tape(
