@@ -279,6 +279,29 @@ def test_saved_tensors_are_the_arguments(backend: Backend, arguments: dict[str, 
     assert {t.data_ptr() for t in saved} <= own
 
 
+def test_tensors_of_inference_mode_beside_others(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they come from a teacher, or are mined."""
+    torch, row = backend.module, [[3.0, 4.0]]
+    with torch.inference_mode():
+        y, far = backend.asarray([1, -1], "int8"), backend.asarray(row)
+    x = backend.asarray([1.5, 0.25]).requires_grad_()
+    loss(x, y, reduction="sum").backward()
+    assert x.grad.tolist() == [1, -1]
+    a = backend.asarray(row).requires_grad_()
+    xpl.triplet_margin_loss(a, 2 * far, 0 * far, 1.0, epsilon=0.0).backward()
+    torch.testing.assert_close(a.grad, -2 * far / 5)
+
+    def refuse(*_: Any) -> None:
+        msg = "out of memory"
+        raise RuntimeError(msg)
+
+    monkeypatch.setattr("array_api_losses._engines.torch._APPLY_EAGER", refuse)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        loss(x, x.detach())
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_saved_tensors_are_read_once(backend: Backend, dtype: str) -> None:
     """Checkpoints refuse a second time."""

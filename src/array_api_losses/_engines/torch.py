@@ -163,7 +163,16 @@ class Torch(Plain):
         if rule is None:
             return self.untracked(call)
         if rule is _Eager:
-            return _APPLY_EAGER(*taken_apart(call, self))
+            try:
+                return _APPLY_EAGER(*taken_apart(call, self))
+            except RuntimeError:
+                # What is made in inference mode, as by a teacher, cannot be saved; copies can.
+                arguments = call.arguments()
+                made = [isinstance(a, torch.Tensor) and a.is_inference() for a in arguments]
+                if not any(made):
+                    raise
+                copies = [a.clone() if m else a for a, m in zip(arguments, made, strict=True)]
+                return _APPLY_EAGER(*taken_apart(call.with_arguments(tuple(copies)), self))
         return rule.apply(*taken_apart(self.checked(call), self))
 
     def untracked(self, call: Call) -> Array:
