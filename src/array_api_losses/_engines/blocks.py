@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any, TypeVar
 
 import array_api_compat.numpy as np
@@ -279,37 +280,41 @@ def _over_rows(
     outputs: dict[int, Any],
 ) -> list[T]:
     """As `_over_blocks`, on blocks of rows."""
-    loss, own_shape = call.loss, call.shape()
-    shape = own_shape or (1,)
-    width, count = arguments[0].shape[-1], math.prod(shape)
+    if not call.shape():
+        arguments = [a[None] if isinstance(a, np.ndarray) else a for a in arguments]
+        outputs = {i: a[None] for i, a in outputs.items()}
+    loss, (*axes, width) = call.loss, arguments[0].shape
+    count = math.prod(axes)
 
     def spread(array: Any, *, rows: bool) -> Any:
-        if rows:
-            return array.reshape(*shape, width)
-        if not isinstance(array, np.ndarray):
+        if rows or not isinstance(array, np.ndarray):
             return array
-        return array.reshape(()) if array.size == 1 < count else np.broadcast_to(array, shape)
+        return array.reshape(()) if array.size == 1 < count else np.broadcast_to(array, axes)
 
-    def cut(array: Any, place: Any) -> Any:
-        if not np.ndim(array):
+    def join(array: Any) -> Any:
+        if len(axes) == 1 or not np.ndim(array):
             return array
-        block, vector = array[place], array.shape[len(shape) :]
-        # A copy only where the block lies in pieces, as of what has been broadcast.
-        return block.reshape(math.prod(block.shape[: block.ndim - len(vector)]), *vector)
+        vector = array.shape[len(axes) :]
+        return array.reshape(math.prod(array.shape[: len(axes)]), *vector)
 
     arguments = [spread(a, rows=loss.has_rows(i)) for i, a in enumerate(arguments)]
-    results = {i: a.reshape(*shape, *a.shape[len(own_shape) :]) for i, a in outputs.items()}
+    # What lies in one piece can be cut anywhere.
+    if all(a.flags.c_contiguous for a in arguments if isinstance(a, np.ndarray)):
+        arguments, outputs = [*map(join, arguments)], {i: join(a) for i, a in outputs.items()}
+        axes = [count]
     most = max(1, ROWS // max(1, width))
     each = -(-count // (threads * most))  # blocks of a thread
-    places = _places(shape, -(-count // (threads * each)))
+    places = _places(axes, -(-count // (threads * each)))
     tape = tape_for(arguments)
 
     def part(start: int, stop: int) -> list[T]:
         room, done = Room(tape), []
         with np.errstate(all="ignore"):
             for place in places[start:stop]:
-                own = side_by_side(loss, [cut(a, place) for a in arguments])
-                outs = {i: cut(a, place) for i, a in results.items()}
+                # A copy only where a block lies in pieces, as of what has been broadcast.
+                own = [join(a[place]) if np.ndim(a) else a for a in arguments]
+                own = side_by_side(loss, own)
+                outs = {i: join(a[place]) for i, a in outputs.items()}
                 done.append(work(room, own, own[0].shape[:1], outs))
         room.release()
         return done
@@ -319,13 +324,15 @@ def _over_rows(
     return [result for done in shared(part, cuts) for result in done]
 
 
-def _places(shape: tuple[int, ...], most: int) -> list[Any]:
+def _places(shape: list[int], most: int) -> list[tuple[slice, ...]]:
     """Return where blocks of at most so many elements lie in an array of a shape, in order."""
     inner = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
     axis = next(axis for axis, size in enumerate(inner) if size <= most)
-    step = most // inner[axis]
+    pieces = -(-shape[axis] // (most // inner[axis]))
+    step = -(-shape[axis] // pieces)
     cuts = [slice(start, start + step) for start in range(0, shape[axis], step)]
-    return [(*outer, cut) for outer in np.ndindex(shape[:axis]) for cut in cuts]
+    each = product(*[[slice(i, i + 1) for i in range(length)] for length in shape[:axis]])
+    return [(*outer, cut) for outer in each for cut in cuts]
 
 
 def _tape(
