@@ -283,15 +283,19 @@ def test_tensors_of_inference_mode_beside_others(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As they come from a teacher, or are mined."""
-    torch, row = backend.module, [[3.0, 4.0]]
+    torch = backend.module
     with torch.inference_mode():
-        y, far = backend.asarray([1, -1], "int8"), backend.asarray(row)
+        y = backend.asarray([1, -1], "int8")
+        near, far = backend.asarray([[6.0, 8.0]]), backend.asarray([[0.0, 0.0]])
     x = backend.asarray([1.5, 0.25]).requires_grad_()
     loss(x, y, reduction="sum").backward()
     assert x.grad.tolist() == [1, -1]
-    a = backend.asarray(row).requires_grad_()
-    xpl.triplet_margin_loss(a, 2 * far, 0 * far, 1.0, epsilon=0.0).backward()
-    torch.testing.assert_close(a.grad, -2 * far / 5)
+    assert xpl.value_and_grad(loss)(x, y, reduction="sum")[1].tolist() == [1, -1]
+    a = backend.asarray([[3.0, 4.0]]).requires_grad_()
+    _, slope = xpl.value_and_grad(xpl.triplet_margin_loss)(a, near, far, epsilon=0.0)
+    xpl.triplet_margin_loss(a, near, far, epsilon=0.0).backward()
+    for found in (slope, a.grad):
+        torch.testing.assert_close(found, -near / 5)
 
     def refuse(*_: Any) -> None:
         msg = "out of memory"
@@ -358,6 +362,8 @@ def test_errors_of_compiled_code(backend: Backend) -> None:
     torch, x = backend.module, backend.asarray([1.0])
     for call, text in [
         (lambda x: xpl.HingeEmbeddingLoss(margin="a")(x, x), "`margin` is a str"),
+        (lambda x: loss(x, 1), "`label` is an int, not an array"),
+        (lambda x: loss(x, [1.0]), "`label` is a list, not an array"),
         (lambda x: xpl.triplet_margin_loss(x, x, x, swap=1), "`swap` is 1"),
         (lambda x: xpl.hinge_embedding_loss(x, x > 0), "If True stands for 1"),
     ]:

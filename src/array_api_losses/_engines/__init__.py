@@ -22,6 +22,8 @@ _MASKED = ("MaskedArray", "MArray")
 
 def masked(value: Any) -> str | None:
     """Return which of the types with a mask a value is of, also by way of a subclass."""
+    if not hasattr(value, "mask"):  # nor could TorchDynamo read what follows
+        return None
     names = [kind.__name__ for kind in type(value).__mro__]
     return next((name for name in _MASKED if name in names), None)
 

@@ -166,13 +166,10 @@ class Torch(Plain):
             try:
                 return _APPLY_EAGER(*taken_apart(call, self))
             except RuntimeError:
-                # What is made in inference mode, as by a teacher, cannot be saved; copies can.
-                arguments = call.arguments()
-                made = [isinstance(a, torch.Tensor) and a.is_inference() for a in arguments]
-                if not any(made):
+                savable = _savable(call)
+                if savable is call:
                     raise
-                copies = [a.clone() if m else a for a, m in zip(arguments, made, strict=True)]
-                return _APPLY_EAGER(*taken_apart(call.with_arguments(tuple(copies)), self))
+                return _APPLY_EAGER(*taken_apart(savable, self))
         return rule.apply(*taken_apart(self.checked(call), self))
 
     def untracked(self, call: Call) -> Array:
@@ -188,8 +185,11 @@ class Torch(Plain):
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
         found = None
-        if rule_for((*call.arguments(), cotangent)) is None:
+        rule = rule_for((*call.arguments(), cotangent))
+        if rule is None:
             found = self.untracked_gradient(call, wanted, cotangent)
+        elif rule is _Eager:
+            call = _savable(call)
         return super().gradient(call, wanted, cotangent) if found is None else found
 
     def untracked_gradient(
@@ -262,6 +262,16 @@ def taken_apart(call: Call, engine: Torch) -> tuple[Any, ...]:
         tensor.append(argument)
         other.append(None)
     return Static(call, tuple(numbers), engine), *tensors
+
+
+def _savable(call: Call) -> Call:
+    """Return the call with copies of what is made in inference mode, which autograd cannot save."""
+    arguments = call.arguments()
+    made = [isinstance(a, torch.Tensor) and a.is_inference() for a in arguments]
+    if not any(made):
+        return call
+    copies = [a.clone() if m else a for a, m in zip(arguments, made, strict=True)]
+    return call.with_arguments(tuple(copies))
 
 
 def rule_for(arguments: tuple[Any, ...]) -> Any:
