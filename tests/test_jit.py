@@ -191,6 +191,23 @@ def test_loop_of_numba(backend: Backend, dtype: str) -> None:
 
 
 @pytest.mark.library("numpy")
+def test_the_loop_of_numba_adds_many_float64(backend: Backend) -> None:
+    """Of equal terms the errors add up too; the sums of blocks must not be one long sum."""
+    x = backend.np.full(10_000_001, 0.1)
+    y = backend.np.ones(x.size, "int8")
+    assert abs(float(xpl.jit(loss)(x, y)) / 0.1 - 1) <= 100 * 2.0**-53  # of the 256 it may be off
+
+
+@pytest.mark.library("numpy")
+def test_the_gradient_in_a_margin_that_is_a_scalar(backend: Backend) -> None:
+    np = backend.np
+    x, y, margin = np.asarray([1.5, 0.25]), np.asarray([1, -1]), np.float64(1)
+    for function in (loss, xpl.jit(loss)):
+        value, (slope, in_margin) = xpl.value_and_grad(function, (0, "margin"))(x, y, margin)
+        assert (value, slope.tolist(), in_margin) == (1.125, [0.5, -0.5], 0.5)
+
+
+@pytest.mark.library("numpy")
 def test_a_forgotten_thread_is_noticed(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     from array_api_losses._engines import numba as engine
 

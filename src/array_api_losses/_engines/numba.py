@@ -22,6 +22,9 @@ from array_api_losses._loss import Array, Call, Loss
 BLOCK = 2**12
 """Elements that are added up in the dtype of the losses, before they go to float64."""
 
+GROUP = 2**8 * BLOCK
+"""Elements whose blocks are added up by themselves, so that no sum is one of very many blocks."""
+
 DTYPES = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
 
 
@@ -114,7 +117,7 @@ def _loop(loss: Loss, wanted: tuple[bool, ...], losses: str) -> Callable[..., An
     def compiled_loop(
         inputs: Any, label: Any, parameters: Any, seed: Any, terms: Any, found: Any
     ) -> tuple[float, float]:
-        total = wrong = 0.0
+        total = group = wrong = 0.0
         kind = inputs[0].dtype.type
         zero, one = kind(0), kind(1)
         for start in range(0, label.size, BLOCK):
@@ -132,9 +135,12 @@ def _loop(loss: Loss, wanted: tuple[bool, ...], losses: str) -> Callable[..., An
                     losses[i] = value(np, *read(xs, i), y, *parameters)
                 if gradient:
                     write(gradients, i, slopes(np, wanted, *read(xs, i), y, *parameters), seed)
-            total += part
+            if start % GROUP == 0:
+                total += group
+                group = 0.0
+            group += part
             wrong += bad
-        return total, wrong
+        return total + group, wrong
 
     return compiled_loop
 
@@ -150,7 +156,8 @@ class Numba(NumPy):
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        if not _fits(call) or (cotangent is not None and cotangent.ndim):
+        beyond_inputs = any(wanted[call.loss.first_parameter :])  # a scalar of NumPy fits too
+        if not _fits(call) or beyond_inputs or (cotangent is not None and cotangent.ndim):
             return super().gradient(call, wanted, cotangent)
         return self._run(call, wanted[:-1], cotangent)
 
