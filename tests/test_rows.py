@@ -71,6 +71,22 @@ def test_gradients_of_huge_and_tiny_vectors(backend: Backend, scale: float) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_vectors_of_the_largest_numbers(backend: Backend, dtype: str) -> None:
+    """Their reciprocals are subnormal."""
+    most = 1.5 * 2.0 ** (126 if dtype == "float32" else 1022)
+    a = backend.asarray([[0.75 * most, most]], dtype)
+    b, nil = backend.asarray([[4.0, 3.0]], dtype), backend.asarray([[0.0, 0.0]], dtype)
+    y = _labels(backend, [1])
+    value, gradient = xpl.value_and_grad(cosine, 1)(a, b, y)
+    assert math.isclose(float(value), 0.04, rel_tol=1e-5)
+    for found, expected in zip(backend.tolist(gradient), (0.0336, -0.0448), strict=True):
+        assert math.isclose(found, expected, rel_tol=1e-5)
+    for p, distance in ((2.0, 1.25), (3.0, 91 ** (1 / 3) / 4)):
+        found = float(triplet(nil, a, nil, 0.0, p, 0.0))
+        assert math.isclose(found, distance * most, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_vectors_too_short_for_a_gradient(backend: Backend, dtype: str) -> None:
     """The value is as for others; the gradient, which would be infinite, is 0."""
     backend.require("silent")

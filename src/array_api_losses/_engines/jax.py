@@ -21,8 +21,15 @@ def _select(y: Any, a: Any, b: Any) -> Any:
     return jnp.where(y > 0, a, b + (y - y))
 
 
+def _constant(size: Any) -> Any:
+    # XLA multiplies by the reciprocal, which it takes for zero if it is subnormal; so what is
+    # divided by the largest sizes is not within 1, but within 4.
+    most = 1 / jnp.finfo(size.dtype).tiny
+    return jax.lax.stop_gradient(jnp.where(jnp.isfinite(size), jnp.minimum(size, most), size))
+
+
 FASTER["select"][jnp.__name__] = _select
-FASTER["constant"][jnp.__name__] = jax.lax.stop_gradient
+FASTER["constant"][jnp.__name__] = _constant
 
 
 class _Static(NamedTuple):
