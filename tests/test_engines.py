@@ -257,8 +257,9 @@ def test_a_forgotten_block_is_noticed(
 def test_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     from array_api_losses._engines import threads
 
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert threads.allowed(threads.FOR_THREADS) == 1
+    for first_level in ("1", "1,4", " 1 "):
+        monkeypatch.setenv("OMP_NUM_THREADS", first_level)
+        assert threads.allowed(threads.FOR_THREADS) == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "99")
     assert 1 <= threads.allowed(threads.FOR_THREADS) <= threads.MOST
     assert threads.allowed(threads.FOR_THREADS - 1) == 1

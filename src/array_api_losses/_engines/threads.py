@@ -84,7 +84,7 @@ def allowed(elements: int) -> int:
     """
     if elements < FOR_THREADS or threading.current_thread() is not threading.main_thread():
         return 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # on the first level
     most = int(asked) if asked.isdecimal() else MOST
     return max(1, min(most, len(_processors()), MOST))
 
