@@ -1,5 +1,6 @@
 """Bad input as a table: what is passed, the exception, the whole text, on every backend."""
 
+import re
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from backends import Backend
 
 import array_api_losses as xpl
+from array_api_losses import _messages
 
 loss = xpl.hinge_embedding_loss
 NAME = "hinge_embedding_loss: "
@@ -686,6 +688,13 @@ def test_another_library(backend: Backend) -> None:
         )
         arguments = _call(**{argument: lambda b: other})(backend)
         _check(loss, arguments, NAME + text, TypeError)
+
+
+def test_pytorch_takes_arrays_of_jax_by_way_of_numpy() -> None:
+    """By itself it takes their bytes for numbers of the dtype that it is told."""
+    text = re.escape("`label = xp.asarray(np.asarray(label), dtype=input.dtype)` with the xp")
+    with pytest.raises(TypeError, match=text):
+        _messages.fail_library("name", "input", "torch", "label", "jax")
 
 
 def test_another_device(backend: Backend) -> None:

@@ -100,9 +100,12 @@ def fail_not_array(
 
 
 def fail_library(name: str, who: str, library: str, argument: str, other: str) -> NoReturn:
+    array = argument
+    if library == "torch" and other in {"jax", "dask"}:  # of which it would read the bytes, or none
+        array = f"np.asarray({argument})"
     msg = (
         f"{name}: `{who}` is an array of {library} but `{argument}` is an array of {other}. Nothing"
-        f" is moved between libraries; convert one, e.g. `{argument} = xp.asarray({argument},"
+        f" is moved between libraries; convert one, e.g. `{argument} = xp.asarray({array},"
         f" dtype={who}.dtype)` with the xp of `{who}`."
     )
     raise TypeError(msg)
