@@ -176,7 +176,7 @@ def _check_partner(call: "Call", argument: str, array: Any, *, mask: bool | None
             bools = " (there is no label)"
         fail_dtype(name, who, first.dtype, argument, array.dtype, bools)
     shape, target = array.shape, call.shape()
-    if shape == target:
+    if len(shape) == len(target) and shape == target:  # sizes of other axes may be symbolic
         return
     tail = target[len(target) - len(shape) :]
     beyond = len(shape) > len(target)
