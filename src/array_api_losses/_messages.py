@@ -85,9 +85,10 @@ def fail_not_array(
         f"{name}: `{argument}` is {kind_of(value)}, not an array. Make it one of the library you"
         f" work in, e.g. `{argument} = {array}`."
     )
-    if masked(value):
+    kind = masked(value)
+    if kind is not None:
         mask = f"{argument}.mask"
-        if masked(value) == "MaskedArray":  # of NumPy, whose mask may be a single False
+        if kind == "MaskedArray":  # of NumPy, whose mask may be a single False
             mask = f"np.ma.getmaskarray({argument})"
         array = f"weight = ~{mask}` and `{argument} = {argument}.data"
         if argument == "weight":
