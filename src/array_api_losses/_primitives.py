@@ -26,7 +26,7 @@ FASTER: dict[str, dict[str, Callable[..., Any]]] = {
     "dot": {},
     "moderate": {},
     "rows_divided": {},
-    "constant": {},
+    "scale": {},
     "root": {},
 }
 """By the name of a primitive and the name of a namespace: the library's own way to do it."""
@@ -115,16 +115,22 @@ def moderate(xp: Any, v: Any) -> tuple[Any, Any, Any]:
 
 
 def by_largest(xp: Any, v: Any) -> tuple[Any, Any]:
-    """Rows divided by their largest absolute value, which keeps any powers within 1; and these."""
-    size = constant(xp, largest(xp, v))
+    """Rows divided by their largest absolute value, which keeps any powers within 1; and these.
+
+    Where `scale` makes less of these, powers are as much larger.
+    """
+    size = scale(xp, largest(xp, v))
     size = xp.where((size > 0) & xp.isfinite(size), size, 1)
     return rows_divided(xp, v, size), size
 
 
-def constant(xp: Any, values: Any) -> Any:
-    """The same values, of which autodiff takes no derivative: their effect cancels out."""
-    faster = FASTER["constant"].get(xp.__name__)
-    return values if faster is None else faster(values)
+def scale(xp: Any, size: Any) -> Any:
+    """What to divide rows of a size by: it, or no less than a quarter of it.
+
+    Autodiff takes no derivative of it, for its effect cancels out.
+    """
+    faster = FASTER["scale"].get(xp.__name__)
+    return size if faster is None else faster(size)
 
 
 def rows_divided(xp: Any, v: Any, size: Any) -> Any:

@@ -21,15 +21,14 @@ def _select(y: Any, a: Any, b: Any) -> Any:
     return jnp.where(y > 0, a, b + (y - y))
 
 
-def _constant(size: Any) -> Any:
-    # XLA multiplies by the reciprocal, which it takes for zero if it is subnormal; so what is
-    # divided by the largest sizes is not within 1, but within 4.
+def _scale(size: Any) -> Any:
+    # XLA multiplies by the reciprocal, which it takes for zero if it is subnormal.
     most = 1 / jnp.finfo(size.dtype).tiny
     return jax.lax.stop_gradient(jnp.where(jnp.isfinite(size), jnp.minimum(size, most), size))
 
 
 FASTER["select"][jnp.__name__] = _select
-FASTER["constant"][jnp.__name__] = _constant
+FASTER["scale"][jnp.__name__] = _scale
 
 
 class _Static(NamedTuple):

@@ -72,7 +72,7 @@ def _wide(values: Any, dtype: Any) -> Any:
 FASTER["steep"][xp.__name__] = FASTER["sign"][xp.__name__] = _steep
 FASTER["select"][xp.__name__] = _select
 FASTER["zero"][xp.__name__] = torch.zeros_like
-FASTER["constant"][xp.__name__] = torch.Tensor.detach
+FASTER["scale"][xp.__name__] = torch.Tensor.detach
 FASTER["total"][xp.__name__] = _total
 FASTER["over"][xp.__name__] = _over
 
