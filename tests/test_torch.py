@@ -121,6 +121,22 @@ def test_a_compiled_function_takes_a_smaller_batch(backend: Backend, name: str) 
         torch.testing.assert_close(*found)
 
 
+def test_an_exported_loss_takes_a_smaller_batch(backend: Backend) -> None:
+    """With a weight for each column, too."""
+    torch = backend.module
+
+    class Module(torch.nn.Module):
+        def forward(self, x: Any, y: Any, weight: Any) -> Any:
+            return loss(x, y, weight=weight)
+
+    x, y = backend.asarray([[1.5, 0.25]] * 5), backend.asarray([[1, -1]] * 5, "int8")
+    weight, batch = backend.asarray([1.0, 3.0]), {0: torch.export.Dim("batch", min=1, max=64)}
+    exported = torch.export.export(
+        Module(), (x, y, weight), dynamic_shapes=(batch, batch, None), strict=False
+    )
+    assert exported.module()(x[:3], y[:3], weight).item() == 0.9375
+
+
 def test_the_first_call_is_a_compiled_one(backend: Backend) -> None:
     """When no engine has been imported yet, and another library has been used."""
     assert backend.module
