@@ -21,8 +21,10 @@ from sybil.sybil import SybilCollection
 _COUNTS: dict[str, dict[str, dict[str, int]]] = {}
 """By backend, module of tests and outcome."""
 
-# Before anything imports JAX: the suite tests float64 too. And Keras, which looks for TensorFlow.
+# Before anything imports JAX: the suite tests float64 too, and processes may share a GPU, most of
+# whose memory JAX would take at once. And Keras, which looks for TensorFlow.
 os.environ.setdefault("JAX_ENABLE_X64", "1")
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("KERAS_BACKEND", "torch")
 
 settings.register_profile(

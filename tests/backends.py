@@ -126,8 +126,8 @@ class Backend:
                 stream.end_capture().launch(stream)
                 stream.synchronize()
         elif self.library == "torch":
-            self.module.cuda.set_sync_debug_mode("error")
             try:
+                self.module.cuda.set_sync_debug_mode("error")
                 result = function()
             finally:
                 self.module.cuda.set_sync_debug_mode("default")

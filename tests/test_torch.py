@@ -337,14 +337,14 @@ def test_tensors_that_numpy_cannot_share(backend: Backend) -> None:
     """A lazily negated tensor, a subclass: the same results without NumPy."""
     torch = backend.module
     y = backend.asarray([1, -1], "int64")
-    negated = torch.tensor([1.5j, 0.25j]).conj().imag
+    negated = torch.tensor([1.5j, 0.25j], device=y.device).conj().imag
     assert negated.is_neg()
     assert loss(negated, y, reduction="none").tolist() == [-1.5, 1.25]
 
     class Sub(torch.Tensor):
         pass
 
-    sub = torch.tensor([1.5, 0.25]).as_subclass(Sub)
+    sub = torch.tensor([1.5, 0.25], device=y.device).as_subclass(Sub)
     assert loss(sub, y).item() == 1.125
 
 

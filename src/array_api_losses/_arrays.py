@@ -121,8 +121,8 @@ def _check_like_first(call: "Call", engine: "Plain", argument: str, array: Any) 
     name, loss, first = call.title(), call.loss, call.operands[0]
     who, rows = loss.inputs[0], loss.rowwise and argument == loss.label
     if engine_of(array) is None:
-        dtype = "" if argument == loss.label else f", dtype={who}.dtype"
-        fail_not_array(name, argument, array, dtype, f"{who}[..., 0]" if rows else who)
+        alike = _alike(engine, who, first, dtype=argument != loss.label)
+        fail_not_array(name, argument, array, alike, f"{who}[..., 0]" if rows else who)
     _check_same_home(name, engine, who, first, argument, array)
     needed = first.shape[:-1] if rows else first.shape
     if array.shape != needed and not _may_be(array.shape, needed):
@@ -142,7 +142,7 @@ def _check_like_first(call: "Call", engine: "Plain", argument: str, array: Any) 
 def _checked_parameter(call: "Call", engine: "Plain", argument: str, parameter: Any) -> Any:
     name, who, first = call.title(), call.loss.inputs[0], call.operands[0]
     if isinstance(parameter, (list, tuple)):
-        fail_not_array(name, argument, parameter, f", dtype={who}.dtype")
+        fail_not_array(name, argument, parameter, _alike(engine, who, first))
     if type(parameter) is float or is_real(parameter) or engine_of(parameter) is None:
         alternative = "or an array of the dtype of the input "
         check_number(name, argument, parameter, call.loss.bounds, alternative)
@@ -159,12 +159,20 @@ def _check_same_home(
     """Refuse another library and another device."""
     other = engine_of(array)
     if other is None:
-        fail_not_array(name, argument, array, f", dtype={who}.dtype")
+        fail_not_array(name, argument, array, _alike(engine, who, first))
     if other is not engine and other.name != engine.name:
-        fail_library(name, who, engine.name, argument, other.name)
+        fail_library(name, who, engine.name, argument, other.name, _alike(engine, who, first))
     here, there = engine.device(first), engine.device(array)
     if here is not there and here != there and here is not None and there is not None:
         fail_device(name, who, here, argument, there)
+
+
+def _alike(engine: "Plain", who: str, first: Any, *, dtype: bool = True) -> str:
+    """Return what `asarray` has to be told for an array that fits the first input."""
+    told, device = f", dtype={who}.dtype" if dtype else "", engine.device(first)
+    if device is None or "cpu" in str(device).lower() or not hasattr(first, "device"):
+        return told
+    return f"{told}, device={who}.device"
 
 
 def _check_partner(call: "Call", argument: str, array: Any, *, mask: bool | None = None) -> None:

@@ -72,13 +72,13 @@ def elsewhere(argument: str, names: Iterable[str]) -> str:
 
 
 def fail_not_array(
-    name: str, argument: str, value: object, dtype: str = "", like: str = ""
+    name: str, argument: str, value: object, alike: str = "", like: str = ""
 ) -> NoReturn:
-    """Suggest an array of a dtype; a number goes everywhere where `like` has one."""
+    """Suggest an array; a number goes everywhere where `like` has one."""
     if value is None:
         msg = f"{name}: `{argument}` is None; an array is needed."
         raise TypeError(msg)
-    array = f"xp.asarray({argument}{dtype})"
+    array = f"xp.asarray({argument}{alike})"
     if like and is_real(value) and not isinstance(value, bool):
         array = f"xp.full_like({like}, {argument})"
     msg = (
@@ -100,14 +100,16 @@ def fail_not_array(
     raise TypeError(msg)
 
 
-def fail_library(name: str, who: str, library: str, argument: str, other: str) -> NoReturn:
+def fail_library(
+    name: str, who: str, library: str, argument: str, other: str, alike: str
+) -> NoReturn:
     array = argument
     if library == "torch" and other in {"jax", "dask"}:  # of which it would read the bytes, or none
         array = f"np.asarray({argument})"
     msg = (
         f"{name}: `{who}` is an array of {library} but `{argument}` is an array of {other}. Nothing"
-        f" is moved between libraries; convert one, e.g. `{argument} = xp.asarray({array},"
-        f" dtype={who}.dtype)` with the xp of `{who}`."
+        f" is moved between libraries; convert one, e.g. `{argument} = xp.asarray({array}{alike})`"
+        f" with the xp of `{who}`."
     )
     raise TypeError(msg)
 

@@ -16,12 +16,17 @@ from array_api_losses._loss import Array, Call, Loss
 from array_api_losses._primitives import except_where, total
 
 
+def _narrow(dtype: Any) -> bool:
+    """Whether a dtype has at most 16 bits, so that float32 holds all its numbers."""
+    return getattr(dtype, "itemsize", None) in {1, 2}
+
+
 def accumulator(xp: Any, dtype: Any) -> Any:
     """Return the dtype in which elements of `dtype` are summed: at least float32.
 
     It has the byte order of the machine, in which alone NumPy sums.
     """
-    if getattr(dtype, "itemsize", None) in {1, 2}:
+    if _narrow(dtype):
         return xp.float32
     return dtype if getattr(dtype, "isnative", True) else dtype.newbyteorder()
 
@@ -47,7 +52,9 @@ def prepared(xp: Any, call: Call) -> Call:
     if labels:
         y = labels[0]
         if not trusted:
-            y = except_where(xp, ~(xp.abs(call.label()) == 1), math.nan, y)
+            label = call.label()
+            read = y if _narrow(label.dtype) else label  # of 8 bits, CUDA has no `abs` in PyTorch
+            y = except_where(xp, ~(xp.abs(read) == 1), math.nan, y)
         for parameter in arrays:
             y = y + xp.where(_admitted(xp, loss, parameter), xp.zeros_like(parameter), math.nan)
         labels = (y,)
