@@ -178,7 +178,7 @@ def noted(programs: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def _cupy_rows() -> AbstractContextManager[Any]:
     from array_api_losses._engines import cupy as engine
 
-    return mock.patch.object(engine, "ROW", 2)
+    return mock.patch.multiple(engine, FEW=2, THREADS=2)
 
 
 def _split(

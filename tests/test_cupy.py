@@ -1,6 +1,8 @@
 """What CuPy alone has: the pipeline of elements as one kernel, that of rows as a few."""
 
 import itertools
+import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -26,6 +28,24 @@ def test_every_kernel_is_fused_in_the_fast_way(backend: Backend, dtype: str) -> 
                 call(**arrays, **case.keywords)
     assert engine.KERNELS
     assert all(kernel.new_fusion is None for kernel in engine.KERNELS)
+
+
+@pytest.mark.parametrize(("reduction", "launches"), [("none", 1), ("sum", 1), ("mean", 2)])
+@pytest.mark.parametrize("name", [name for name, spec in LOSSES.items() if not spec.rowwise])
+def test_few_launches(backend: Backend, name: str, reduction: str, launches: int) -> None:
+    """Of few elements: one kernel computes and adds up, and the mean takes one more."""
+    inputs = [backend.asarray([0.5, 2.0, -1.0], "float32") for _ in LOSSES[name].inputs]
+    label = backend.asarray([1, -1, 1], "int8")
+    cuda, call = backend.module.cuda, partial(getattr(xpl, name), *inputs, label)
+    call(reduction=reduction)  # what is compiled at first may wait
+    with cuda.Stream(non_blocking=True) as stream:
+        call(reduction=reduction)
+        stream.begin_capture()
+        result = call(reduction=reduction)
+        graph = stream.end_capture()
+    assert result.dtype == inputs[0].dtype
+    nodes = re.findall(r'^\s*"graph_\d+_node_\d+"\s*\[', graph.debug_dot_str(), re.MULTILINE)
+    assert len(nodes) == launches
 
 
 @pytest.mark.parametrize(

@@ -19,11 +19,11 @@ from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call, Loss
 from array_api_losses._primitives import FASTER
 
-ROW = 2**15
-"""Up to twice so many elements does one block of threads add up.
+FEW = 2**14
+"""Fewer elements are added up by one block of threads, as CuPy does in a fused sum of all."""
 
-To a fused sum without rows, CuPy gives a single block.
-"""
+THREADS = 16
+"""So many threads add up a column, in a fused sum along the first axis."""
 
 
 def _zero(y: Any) -> Any:
@@ -219,19 +219,20 @@ def _sum(call: Call) -> Array:
     if call.loss.rowwise:
         return cupy.sum(PROGRAMS.terms(call))
     loss, arguments, size = call.loss, _arguments(call), call.operands[0].size
-    rows = 1 << (size // ROW).bit_length() >> 1  # a power of 2, by which a GPU divides quickly
-    if rows <= 1:
+    if size < FEW:
         return fused_sum(loss, None)(*arguments)
     if not all(_is_whole(argument, call.shape()) for argument in arguments):
         return cupy.sum(fused_losses(loss, wide=True)(*arguments))
-    even = size - size % rows
+    # Columns enough to keep a GPU busy, and so many that no thread adds up much, which rounds.
+    columns = 1 << max(min(size // THREADS, 2**16), size // 2**10).bit_length() - 1
+    even = size - size % columns
 
     def part(start: int, stop: int, *shape: int) -> list[Any]:
         return [
-            a.reshape(-1)[start:stop].reshape(*shape, -1) if np.ndim(a) else a for a in arguments
+            a.reshape(-1)[start:stop].reshape(-1, *shape) if np.ndim(a) else a for a in arguments
         ]
 
-    total = cupy.sum(fused_sum(loss, 1)(*part(0, even, rows)))
+    total = cupy.sum(fused_sum(loss, 0)(*part(0, even, columns)))
     return total if even == size else total + fused_sum(loss, None)(*part(even, size))
 
 
