@@ -254,6 +254,28 @@ def test_a_forgotten_block_is_noticed(
             check_gradient(backend, case, routes.ROUTES["vjp"], "input", cotangents(case))
 
 
+def test_sums_of_many_blocks(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    from array_api_losses._engines import blocks
+
+    np = backend.np
+    monkeypatch.setattr(blocks, "BLOCK", 16)
+    monkeypatch.setattr(blocks, "BIG_BLOCK", 16)
+    x = np.broadcast_to(0.1, (2**17,))
+    total = loss(x, np.broadcast_to(1.0, x.shape), reduction="sum")
+    assert abs(total / 0.1 - x.size) <= 16 * 2.0**-53 * x.size
+
+
+@pytest.mark.parametrize("weight", ["expanded", "reversed"])
+def test_weights_in_many_pieces(backend: Backend, weight: str) -> None:
+    np = backend.np
+    n = 4_000_000
+    x, y = np.broadcast_to(0.5, (n, 4)), np.broadcast_to(1.0, (n, 4))
+    weights = np.full((n, 4), 0.1)[::-1]
+    if weight == "expanded":
+        weights = np.broadcast_to(weights[:, :1], x.shape)
+    assert abs(loss(x, y, weight=weights) - 0.5) <= 64 * 2.0**-53
+
+
 def test_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     from array_api_losses._engines import threads
 

@@ -3,6 +3,7 @@
 import importlib
 import math
 import tracemalloc
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from backends import Backend
 from compare import Route, check_like
 
 import array_api_losses as xpl
+from array_api_losses._primitives import dot
 
 cosine, triplet = xpl.cosine_embedding_loss, xpl.triplet_margin_loss
 INF, NAN = math.inf, math.nan
@@ -361,7 +363,7 @@ def test_layouts_of_rows(backend: Backend) -> None:
     ("shape", "weighted"), [((2, 2**13), True), ((2, 2**16), False), ((64, 2**13 - 1), False)]
 )
 def test_long_rows_in_any_layout(backend: Backend, shape: tuple[int, int], weighted: bool) -> None:
-    """They are added up by halves, also where their entries do not lie side by side."""
+    """They are added up in pieces, also where their entries do not lie side by side."""
     backend.require("large")
     np = backend.np
     a, b = np.random.default_rng(6).uniform(0.5, 1, (2, *shape)).astype("float32")
@@ -374,6 +376,17 @@ def test_long_rows_in_any_layout(backend: Backend, shape: tuple[int, int], weigh
         np.testing.assert_allclose(found, norms, rtol=24 * 2.0**-24)
         found = cosine(lay(a), lay(b), y, **how)
         np.testing.assert_allclose(found, losses, rtol=0, atol=24 * 2.0**-24)
+
+
+@pytest.mark.library("numpy")
+@pytest.mark.parametrize("length", [2**11, 2**12, 2**13 - 2, 20_001])
+def test_products_of_long_rows(backend: Backend, length: int) -> None:
+    """BLAS adds them up one after another, in each of a few columns."""
+    a, b = 0.67, 0.76  # of which it rounds every sum in the same direction
+    rows = [backend.np.full((1, length), value) for value in (a, b)]
+    (found,) = dot(backend.xp, *rows).tolist()
+    exact = length * Fraction(a) * Fraction(b)
+    assert abs(Fraction(found) - exact) <= 24 * Fraction(2) ** -53 * exact
 
 
 @pytest.mark.library("numpy")

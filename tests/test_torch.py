@@ -4,6 +4,7 @@ import itertools
 import subprocess
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -199,6 +200,20 @@ def test_sums_of_compiled_code(backend: Backend) -> None:
     torch.testing.assert_close(gradient, weight * len(x), rtol=8 * 2.0**-24, atol=0)
     total = xpl.jit(loss)(x := torch.full((2**20,), 0.6), torch.ones(x.shape), reduction="sum")
     torch.testing.assert_close(total, x[0] * len(x), rtol=8 * 2.0**-24, atol=0)
+
+
+@pytest.mark.parametrize("lay", [lambda w: w[:, :1].expand(-1, 4), lambda w: w[:, ::2]])
+def test_weights_in_many_pieces_within_transforms(
+    backend: Backend, lay: Callable[[Any], Any]
+) -> None:
+    """Of these PyTorch by itself adds up one element after another."""
+    torch = backend.module
+    n = 100_000
+    x, w = backend.asarray(backend.np.full((n, 4), 0.5), "float32"), torch.full((n, 8), 0.1)
+    y, weight = torch.ones_like(x), lay(w.to(x.device))
+    gradient, value = torch.func.grad_and_value(lambda x: loss(x, y, weight=weight))(x)
+    assert value.item() == pytest.approx(0.5, rel=2**-16)
+    assert gradient[0, 0].item() * 4 * n == pytest.approx(1, rel=2**-16)
 
 
 def test_a_parameter_trains(backend: Backend) -> None:

@@ -144,7 +144,8 @@ def in_blocks(
     threads = min(most, allowed(first.size))
     over = partial(_over_rows, call) if call.loss.rowwise else _over_blocks
     sums = over(threads, tape_for, work, [*call.arguments(), *seed, mean], arrays)
-    wrong, total, *totals = np.sum(asarray(sums, dtype=np.float64), axis=0)
+    columns = asarray(list(zip(*sums, strict=True)), dtype=np.float64)
+    wrong, total, *totals = np.sum(columns, axis=-1)  # along which NumPy adds pairwise
     if wrong:
         check_labels(np, call)
     return arrays.get(1, total), tuple(

@@ -14,6 +14,7 @@ import dask.array as da
 from array_api_losses import _derivatives, _pipeline
 from array_api_losses._arrays import agree
 from array_api_losses._engines import engine_of
+from array_api_losses._engines.faster import in_one_piece
 from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call
 from array_api_losses._primitives import FASTER
@@ -180,7 +181,18 @@ def _total(values: Array, dtype: Any) -> Array:
     return da.reduction(values.astype(da.float64), _added, last, combine=_added, dtype=dtype)
 
 
+def _over(values: Array, axes: tuple[int, ...]) -> Array:
+    values = values.astype(da.float64)
+    return da.reduction(
+        values, _added_in_one_piece, _added, axes, keepdims=True, dtype=values.dtype
+    )
+
+
+def _added_in_one_piece(chunk: Array, axis: tuple[int, ...], **_: bool) -> Array:
+    return in_one_piece(_engine(chunk).xp, chunk, axis)
+
+
 FASTER["total"][xp.__name__] = _total
-FASTER["over"][xp.__name__] = partial(da.sum, keepdims=True, dtype=da.float64)
+FASTER["over"][xp.__name__] = _over
 
 ENGINE = Dask(xp)

@@ -46,12 +46,25 @@ def _steep(d: Any) -> Any:
 _MODERATE = {np.dtype("f4"): (2.0**-60, 2.0**60), np.dtype("f8"): (2.0**-500, 2.0**500)}
 """Squares of rows between these can be multiplied with each other."""
 
-LONG = 2**13
-"""Rows so long are added up by halves, which rounds less than one after another."""
+SHORT = 2**11
+"""BLAS adds up a row no longer than this with few roundings; longer ones are cut."""
+
+PIECE = 2**16
+"""So many numbers at once are added up of an array that does not lie in one piece."""
 
 
 def _dot(a: Any, b: Any) -> Any:
-    return np.vecdot(a, b) if a.shape[-1] < LONG else np.sum(a * b, axis=-1)
+    if a.shape[-1] <= SHORT:
+        return np.vecdot(a, b)
+    return a.apply(_dot_in_pieces, b) if hasattr(a, "apply") else _dot_in_pieces(a, b)
+
+
+def _dot_in_pieces(a: Any, b: Any) -> Any:
+    count = -(-a.shape[-1] // SHORT)
+    length = a.shape[-1] // count // 32 * 32  # what is over, BLAS adds one after another
+    even, shape = count * length, (*a.shape[:-1], count, length)
+    found = np.vecdot(a[..., :even].reshape(shape), b[..., :even].reshape(shape)).sum(axis=-1)
+    return found if even == a.shape[-1] else found + np.vecdot(a[..., even:], b[..., even:])
 
 
 def _moderate(v: Any) -> tuple[Any, Any, Any]:
@@ -103,6 +116,16 @@ def _root(s: Any, p: float) -> tuple[Any, Any]:
     return found, _except_where(s == 0, s, 1 / found)
 
 
+def _total(values: Any, dtype: Any) -> Any:
+    # What `numpy.sum` and array-api-compat do beforehand takes longer than a few elements do.
+    if values.size <= PIECE or values.flags.forc:
+        return np.add.reduce(values, None, dtype)
+    # NumPy would take fewer at once, and add their sums one after another.
+    flags = ["external_loop", "buffered"]
+    pieces = np.nditer(values, flags, [["readonly"]], buffersize=PIECE)
+    return np.add.reduce([np.add.reduce(piece, None, dtype) for piece in pieces])
+
+
 def in_one_piece(xp: Any, values: Any, axes: tuple[int, ...]) -> Any:
     """As `over`, but as exact along any axes.
 
@@ -126,8 +149,7 @@ PRIMITIVES: dict[str, Callable[..., Any]] = {
     "dot": _dot,
     "moderate": _moderate,
     "rows_divided": _rows_divided,
-    # What `numpy.sum` and array-api-compat do beforehand takes longer than a few elements do.
-    "total": lambda values, dtype: np.add.reduce(values, None, dtype),
+    "total": _total,
     "over": partial(in_one_piece, np),
 }
 """By their names in `FASTER`."""

@@ -55,6 +55,8 @@ def _steep(d: Any) -> Any:
 
 
 def _total(values: Any, dtype: Any) -> Any:
+    if not torch.compiler.is_compiling():
+        values = values.contiguous()  # else PyTorch adds one element after another
     return torch.sum(values, dtype=_wide(values, dtype))
 
 
