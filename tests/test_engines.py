@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -274,6 +275,52 @@ def test_weights_in_many_pieces(backend: Backend, weight: str) -> None:
     if weight == "expanded":
         weights = np.broadcast_to(weights[:, :1], x.shape)
     assert abs(loss(x, y, weight=weights) - 0.5) <= 64 * 2.0**-53
+
+
+def test_long_rows_leave_nothing_behind(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    from array_api_losses._engines import blocks, replay
+
+    np = backend.np
+    monkeypatch.setattr(blocks, "TAPES", {})
+    monkeypatch.setattr(replay, "FREE", [])
+    rows = np.ones((1, 600_001))
+    tracemalloc.start()
+    try:
+        xpl.value_and_grad(xpl.triplet_margin_loss, (0, 1, 2))(rows, rows, rows)
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert blocks.TAPES
+    assert held < rows.nbytes / 4
+
+
+def test_what_is_kept_is_bounded(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    from array_api_losses import _arrays
+    from array_api_losses._engines import blocks, replay
+
+    np = backend.np
+    monkeypatch.setattr(_arrays, "_AGREED", {})
+    monkeypatch.setattr(_arrays, "_MOST_AGREED", 2)
+    monkeypatch.setattr(blocks, "TAPES", {})
+    monkeypatch.setattr(blocks, "MOST_TAPES", 2)
+    monkeypatch.setattr(replay, "FREE", [])
+    monkeypatch.setattr(replay, "MOST_FREE", 2)
+    for dtype in ("float32", "float64"):
+        for reduction in ("none", "sum", "mean"):
+            x = np.ones(300_000, dtype)
+            xpl.value_and_grad(loss)(x, x, reduction=reduction)
+            assert all(len(kept) <= 2 for kept in (_arrays._AGREED, blocks.TAPES, replay.FREE))
+
+
+def test_a_call_within_another_one(backend: Backend) -> None:
+    """As from a signal, or a subclass that computes; the outer one is silent ever after."""
+    from array_api_losses._engines import numpy as engine
+
+    np = backend.np
+    big = np.asarray([1e308])
+    assert loss(big, big / 1e308) == 1e308
+    inner = engine._quietly(lambda: (loss(big, big / 1e308), np.multiply(big, 10)))
+    assert inner == (1e308, np.inf)
 
 
 def test_how_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:

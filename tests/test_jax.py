@@ -149,3 +149,16 @@ def test_a_random_key_is_no_input(backend: Backend, label: Any) -> None:
     ):
         with pytest.raises(TypeError, match=f"^hinge_embedding_loss: {text}"):
             loss(*arguments)
+
+
+def test_export_of_any_batch(backend: Backend) -> None:
+    """With a weight for each element, too."""
+    import jax
+    from jax import export
+
+    (batch,) = export.symbolic_shape("batch")
+    shapes = [jax.ShapeDtypeStruct((batch,), dtype) for dtype in ("float32", "int32", "float32")]
+    function = jax.jit(lambda x, y, weight: loss(x, y, weight=weight))
+    exported = export.export(function)(*shapes)
+    arrays = ([1.5, 0.25, 1.0], "float32"), ([1, -1, 1], "int32"), ([1.0, 1.0, 2.0], "float32")
+    assert exported.call(*(backend.asarray(*array) for array in arrays)).item() == 1.0625

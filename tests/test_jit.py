@@ -231,3 +231,62 @@ def test_without_numba(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> Non
         "jit: compiling for NumPy needs Numba, which is not installed. Install it, e.g."
         " `pip install numba`."
     )
+
+
+def _loops(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Note which loops are asked for."""
+    from array_api_losses._engines import numba as engine
+
+    asked, loop = [], engine._loop
+
+    def noted(*key: Any) -> Any:
+        asked.append(key)
+        return loop(*key)
+
+    monkeypatch.setattr(engine, "_loop", noted)
+    return asked
+
+
+@pytest.mark.library("numpy")
+def test_only_what_is_to_be_compiled_is(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever has come first with the same arrays."""
+    x, asked = backend.asarray([1.0, 1.0]), _loops(monkeypatch)
+    for first, then in ((loss, xpl.jit(loss)), (xpl.jit(loss), loss)):
+        monkeypatch.setattr("array_api_losses._arrays._AGREED", {})
+        for function in (first, then):
+            asked.clear()
+            function(x, x)
+            assert bool(asked) is (function is not loss)
+
+
+@pytest.mark.library("dask")
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_chunks_are_compiled(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, reduction: str
+) -> None:
+    asked = _loops(monkeypatch)
+    case = next(c for c in fixed_cases() if c.reduction == reduction and c.weight is None)
+    check_value(backend, case, xpl.jit(case.function))
+    assert asked
+    arrays = case.arrays(backend)
+    arrays["label"] = 0 * arrays["label"]
+    wrong = xpl.jit(case.function)(**arrays, **case.keywords)
+    assert backend.np.isnan(backend.tolist(wrong)).all()
+
+
+@pytest.mark.library("numpy")
+def test_types_are_those_of_what_is_not_compiled(backend: Backend) -> None:
+    np = backend.np
+
+    class Own(np.ndarray):
+        pass
+
+    label = np.ones(3)
+    for x in (label.view(Own), label, np.ones(())):
+        for reduction in ("none", "sum"):
+            kinds = []
+            for function in (loss, xpl.jit(loss)):
+                arguments = x, np.ones(x.shape), 1.0, reduction
+                value, gradient = xpl.value_and_grad(function)(*arguments)
+                kinds.append([type(r) for r in (function(*arguments), value, gradient)])
+            assert kinds[0] == kinds[1]

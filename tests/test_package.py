@@ -51,6 +51,10 @@ def test_the_order_of_arguments_is_that_of_paddle(name: str) -> None:
     rest = (*margin, *options, "reduction", "name")
     assert tuple(inspect.signature(getattr(xpl, name)).parameters) == (*arrays, *rest, "weight")
     assert tuple(inspect.signature(_class_of(name)).parameters) == rest
+    for loss in (getattr(xpl, name), _class_of(name)()):
+        for transformed in (xpl.jit(loss), xpl.value_and_grad(loss)):
+            assert inspect.signature(transformed) == inspect.signature(loss)
+            assert transformed.__doc__
 
 
 def _class_of(name: str) -> Any:
@@ -68,6 +72,19 @@ def test_every_instance_calls_its_function(backend: Backend, name: str) -> None:
             assert loss == _class_of(name)(**keywords)
             for call in (loss, loss.forward):
                 check_value(backend, case, lambda call=call, a=arrays, **_: call(**a))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_comes_out_of_a_pickle_as_itself(name: str) -> None:
+    """For all that is compiled and noted is kept of that one."""
+    loss = _class_of(name)().loss(name)
+    assert copy.deepcopy(loss) is pickle.loads(pickle.dumps(loss)) is loss
+    other = dataclasses.replace(loss, sure=True)
+    del loss
+    assert pickle.loads(pickle.dumps(other)) is other
+    packed = pickle.dumps(other)
+    del other
+    assert pickle.loads(packed).sure
 
 
 def test_instances_are_values() -> None:
@@ -250,5 +267,11 @@ def test_losses_that_are_kept_are_few(backend: Backend, monkeypatch: pytest.Monk
     for epsilon in (0.0, 0.5, 0.0):
         assert backend.tolist(xpl.triplet_margin_loss(row, row, row, epsilon=epsilon)) == [1]
         assert len(triplet_margin._KNOWN) == 1
+    cleared, see_to = [], triplet_margin._see_to
+    # As by another thread, between two steps of a call.
+    monkeypatch.setattr(
+        triplet_margin, "_see_to", lambda *key: see_to(*key) if cleared else cleared.append(key)
+    )
+    assert backend.tolist(xpl.triplet_margin_loss(row, row, row, epsilon=0.25)) == [1]
     with pytest.raises(NotImplementedError):
         LossInstance().loss("of none")

@@ -216,6 +216,32 @@ def test_weights_in_many_pieces_within_transforms(
     assert gradient[0, 0].item() * 4 * n == pytest.approx(1, rel=2**-16)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_traced_code_gives_nan_for_wrong_labels(backend: Backend, *, weighted: bool) -> None:
+    """Those of the example are good, but that holds for no other."""
+    torch = backend.module
+    x, y = backend.asarray([1.5, 0.25]), backend.asarray([1, -1], "int8")
+    weight = torch.ones_like(x) if weighted else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that this way is deprecated
+        traced = torch.jit.trace(lambda x, y: loss(x, y, weight=weight), (x, y))
+    assert traced(x, y).item() == 1.125
+    assert traced(x, 2 * y).isnan()
+
+
+def test_nested_tensors_are_refused(backend: Backend) -> None:
+    torch = backend.module
+    rows = [backend.asarray([0.5, 1.5, 0.25]), backend.asarray([2.0, 1.0])]
+    x = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    y = torch.ones_like(x)
+    text = "`input` is a NestedTensor, whose rows may differ in length. Give all of them as one"
+    with pytest.raises(TypeError, match=text):
+        loss(x, y)
+    with pytest.raises(RuntimeError, match="NestedTensor, whose rows may"):
+        torch.compile(loss, backend="eager", fullgraph=True)(x, y)
+    assert loss(x.values(), y.values()).item() == 1.05
+
+
 def test_a_parameter_trains(backend: Backend) -> None:
     torch = backend.module
     margin = torch.nn.Parameter(backend.asarray(2.0))

@@ -6,9 +6,10 @@ library's engine (`_engines`), which ends in the functions of `_pipeline` and `_
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import wraps
+from dataclasses import dataclass, field, fields
+from functools import partial, wraps
 from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeAlias, TypeVar, dataclass_transform
+from weakref import WeakValueDictionary
 
 from array_api_losses._arguments import (
     check_name,
@@ -55,6 +56,14 @@ class Loss:
 
     def __post_init__(self) -> None:
         self.first_parameter = len(self.inputs) + (self.label is not None)
+        _LIVING[self._content()] = self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Come out of a pickle as the one that is there: what is kept of a loss is by identity."""
+        return _living, tuple(getattr(self, f.name) for f in fields(self) if f.init)
+
+    def _content(self) -> tuple[Any, ...]:
+        return _hashable(*self.__reduce__()[1])
 
     @property  # and not cached: on Python 3.11 that takes a lock, at which `torch.compile` stops
     def operands(self) -> tuple[str, ...]:
@@ -69,6 +78,18 @@ class Loss:
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of the losses for inputs of a shape."""
         return shape[:-1] if self.rowwise else shape
+
+
+_LIVING: WeakValueDictionary[tuple[Any, ...], Loss] = WeakValueDictionary()
+
+
+def _living(*content: Any) -> Loss:
+    return _LIVING.get(_hashable(*content)) or Loss(*content)
+
+
+def _hashable(*content: Any) -> tuple[Any, ...]:
+    """Return what compares by content, as partial functions do not."""
+    return tuple((c.func, c.args) if isinstance(c, partial) else c for c in content)
 
 
 class Call(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from array_api_losses._arguments import BEFORE_REDUCTION, dtype_name, is_real, kind_of, unknown
-from array_api_losses._engines import masked
+from array_api_losses._engines import masked, nested
 
 if TYPE_CHECKING:
     from array_api_losses._loss import Call
@@ -96,6 +96,12 @@ def fail_not_array(
         msg = (
             f"{name}: `{argument}` is {kind_of(value)}, whose mask would be lost. Let a weight say"
             f" what counts: `{array}`."
+        )
+    if nested(value):
+        msg = (
+            f"{name}: `{argument}` is {kind_of(value)}, whose rows may differ in length. Give all"
+            f" of them as one array, `{argument} = {argument}.values()`, or pad them and let a"
+            " weight say what counts."
         )
     raise TypeError(msg)
 

@@ -94,12 +94,13 @@ def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
         nil = xp.zeros_like(first)
         ones = (xp.sum(nil, axis=-1) if call.loss.rowwise else nil) + 1
         return total(xp, ones if weight is None else weight * ones, dtype)
-    size = math.prod(call.shape())
+    shape = call.shape()
     if weight is None:
-        return size
-    repeats = size // max(1, math.prod(weight.shape))
+        return math.prod(shape)
     weights = total(xp, weight, dtype)
-    return weights if repeats == 1 else weights * _number(repeats)
+    if len(weight.shape) == len(shape) and weight.shape == shape:  # sizes may be symbolic
+        return weights
+    return weights * _number(math.prod(shape) // max(1, math.prod(weight.shape)))
 
 
 def divided(xp: Any, values: Any, weights: Any) -> Any:

@@ -70,7 +70,8 @@ def value_and_grad(loss: Callable[..., Array], argnums: Argnums = 0) -> Callable
     Notes
     -----
     Where a loss has no derivative, at the kink of a hinge and the like, the gradient is the
-    subgradient of least norm. An element of weight zero has gradient zero.
+    subgradient of least norm. An element of weight zero has gradient zero. What it returns cannot
+    be pickled: pickle the loss.
 
     Examples
     --------
@@ -91,6 +92,8 @@ def value_and_grad(loss: Callable[..., Array], argnums: Argnums = 0) -> Callable
         return value, _shaped(call, names, gradients, argnums)
 
     function.__dict__["of_compiled"] = lambda: value_and_grad(jit(loss), argnums)
+    function.__dict__["__signature__"] = inspect.signature(loss)
+    function.__doc__ = f"Return the loss and its gradient in {', '.join(names)}."
     return function
 
 
@@ -157,7 +160,8 @@ def jit(loss: Callable[..., Any]) -> Callable[..., Any]:
         With the parameters and results of `loss`. It compiles at the first call for a kind of
         array: with Numba for NumPy (elementwise losses of float32 or float64, without weights and
         with one margin; others run as without `jit`), with `torch.compile` for PyTorch, with
-        `jax.jit` for JAX, for Dask as its chunks are, and not at all for other libraries.
+        `jax.jit` for JAX, for Dask the losses as its chunks are, and not at all for other
+        libraries.
 
     Raises
     ------

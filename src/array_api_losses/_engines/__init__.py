@@ -28,12 +28,17 @@ def masked(value: Any) -> str | None:
     return next((name for name in _MASKED if name in names), None)
 
 
+def nested(array: Any) -> bool:
+    """Whether rows differ in length, as no shape of the standard says, and so are hard to count."""
+    return bool(getattr(array, "is_nested", False))
+
+
 def engine_of(array: Any) -> "Plain | None":
     """Return the engine for an array, or None for what is no array."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.compiler.is_compiling():
         # TorchDynamo can neither watch a table of types nor read what array-api-compat does below.
-        return _of_torch() if isinstance(array, torch.Tensor) else None
+        return _of_torch() if isinstance(array, torch.Tensor) and not array.is_nested else None
     return BY_TYPE.get(type(array)) or _found(array)
 
 
@@ -44,8 +49,8 @@ def _of_torch() -> "Plain":
 
 
 def _found(array: Any) -> "Plain | None":
-    if compat.is_torch_array(array):
-        return _of_torch()  # a subclass too, but without an entry of its own
+    if compat.is_torch_array(array):  # a subclass too, but without an entry of its own
+        return None if nested(array) else _of_torch()
     if not compat.is_array_api_obj(array) or masked(array):
         return None
     engine = _engine_for(array)

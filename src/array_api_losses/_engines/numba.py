@@ -5,17 +5,16 @@ What it is not made for (weights, an array of margins, float16, gaps in memory) 
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-import array_api_compat.numpy as xp
 import numba
 import numpy as np
 from numba.extending import overload, register_jitable
 
-from array_api_losses import _derivatives, _pipeline, _primitives
+from array_api_losses import _derivatives, _primitives
 from array_api_losses._arrays import check_labels
-from array_api_losses._engines.numpy import NumPy
+from array_api_losses._engines.numpy import NumPy, finished, weights_of
 from array_api_losses._engines.threads import allowed, shared
 from array_api_losses._loss import Array, Call, Loss
 
@@ -153,6 +152,11 @@ class Numba(NumPy):
             return super().value(call)
         return self._run(call, (False,) * len(call.operands), None)[0]
 
+    def folded(self, call: Call) -> tuple[Any, Any]:
+        if not (call.trusted and _fits(call)):
+            return super().folded(call)
+        return self.value(call._replace(reduction="sum")), weights_of(call)
+
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
@@ -170,12 +174,12 @@ class Numba(NumPy):
         kind, empty = x.dtype.type, np.empty(0, x.dtype)
         losses = "fill" if call.reduction == "none" else "add"
         loop = _loop(call.loss, wanted, losses if cotangent is None else "")
-        weights = x.size if call.reduction == "mean" else None
         with self.quiet():
-            seed = kind(_derivatives.seed_of(np, call, cotangent, weights)[0])
+            seed = kind(_derivatives.seed_of(np, call, cotangent, weights_of(call))[0])
         parameters = tuple(kind(parameter) for parameter in call.operands[count + 1 :])
-        terms = np.empty_like(x) if losses == "fill" and cotangent is None else empty
-        found = tuple(np.empty_like(x) if want else empty for want in wanted[:count])
+        new = partial(np.empty_like, x, subok=False)
+        terms = new() if losses == "fill" and cotangent is None else empty
+        found = tuple(new() if want else empty for want in wanted[:count])
 
         def part(start: int, stop: int) -> tuple[float, float]:
             def cut(array: Array) -> Array:
@@ -194,13 +198,11 @@ class Numba(NumPy):
             check_labels(self.xp, call)
         value = None
         if cotangent is None:
-            value = (
-                terms
-                if losses == "fill"
-                else _pipeline.finished(xp, np.float64(total), weights, x.dtype)
-            )
+            terms = terms if losses == "fill" else np.float64(total)
+            value = finished(call, terms, weights_of(call))
         gradients = [
-            gradient if want else None for gradient, want in zip(found, wanted, strict=False)
+            (gradient if gradient.ndim else gradient[()]) if want else None
+            for gradient, want in zip(found, wanted, strict=False)
         ]
         return value, (*gradients, *[None] * (len(wanted) + 1 - count))
 

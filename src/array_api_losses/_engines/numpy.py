@@ -59,11 +59,11 @@ class NumPy(Plain):
             return self._value(self._in_blocks, call)
 
     def _value(self, over: Any, call: Call) -> Array:
-        return _finished(call, over(call)[0], _weights(call))
+        return finished(call, over(call)[0], weights_of(call))
 
     def folded(self, call: Call) -> tuple[Any, Any]:
         over = at_once if fits_at_once(call) else self._in_blocks
-        return over(call, check=False)[0], _weights(call)
+        return over(call, check=False)[0], weights_of(call)
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -76,7 +76,7 @@ class NumPy(Plain):
     def _gradient(
         self, over: Any, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        dtype, weights = call.operands[0].dtype, _weights(call)
+        dtype, weights = call.operands[0].dtype, weights_of(call)
         wide = _pipeline.accumulator(np, dtype)
         factor, divisor = _derivatives.seed_of(np, call, cotangent, weights)
         if divisor is not None:
@@ -89,7 +89,7 @@ class NumPy(Plain):
         losses = cotangent is None and mean is None
         found, gradients = over(call, wanted, (factor, divisor), mean, losses=losses)
         if losses:
-            value = _finished(call, found, weights)
+            value = finished(call, found, weights)
         return (value if cotangent is None else None), gradients
 
     def checked(self, call: Call) -> Call:
@@ -141,7 +141,7 @@ class NumPy(Plain):
         return numba.ENGINE
 
 
-def _weights(call: Call) -> Any:
+def weights_of(call: Call) -> Any:
     """W, where it is needed."""
     if call.reduction != "mean":
         return None
@@ -150,7 +150,7 @@ def _weights(call: Call) -> Any:
     return _pipeline.weight_sum(np, call, np.float64)
 
 
-def _finished(call: Call, found: Any, weights: Any) -> Array:
+def finished(call: Call, found: Any, weights: Any) -> Array:
     """Make the result of weighted losses, or of their sum."""
     if call.reduction != "none":
         return _pipeline.finished(np, found, weights, call.operands[0].dtype)[()]

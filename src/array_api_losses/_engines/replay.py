@@ -19,6 +19,8 @@ FREE: list[Any] = []
 """Scratch between calls: the system takes as long to hand out memory as a formula to fill it."""
 
 MOST_FREE = 12
+MOST_BYTES = 2**22
+"""What is larger, for rows longer than any block, is let go of."""
 
 LINE = 64
 """Bytes of a cache line."""
@@ -218,6 +220,11 @@ class Replay:
             self._steps[i] = function, [home.get(s, s) for s in sources], home[target]
         self._scratch = [*dict.fromkeys(home.values())]
         self._results = [None if r is None else home.get(r.place, r.place) for r in results]
+        # Of the others no more than dtype and shape is needed, and rows may be long.
+        for i in {*range(len(self._arrays))}.difference(self._constants.values()):
+            sample = self._arrays[i]
+            if sample is not None:
+                self._arrays[i] = np.broadcast_to(np.empty((), sample.dtype), sample.shape)
 
     def _written(self, parameters: Iterable[int], *, into: bool) -> Callable[..., list[Any]]:
         """Return the steps as a function of Python, which takes less time than a loop over them.
@@ -285,7 +292,7 @@ class Room:
 
     def release(self) -> None:
         """Let others have the scratch, and with it what results lie there."""
-        FREE.extend(self._buffers)
+        FREE.extend(buffer for buffer in self._buffers if buffer.size <= MOST_BYTES)
         del FREE[MOST_FREE:]
         self._buffers = []
 

@@ -14,6 +14,7 @@ T = TypeVar("T")
 # Not every system knows these.
 _PIN: Any = getattr(os, "sched_setaffinity", lambda *_: None)
 _ALLOWED: Any = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))
+_AT_FORK: Any = getattr(os, "register_at_fork", lambda **_: None)
 
 MOST = 4
 """More would wait for the memory, and each holds scratch of its own."""
@@ -68,8 +69,10 @@ class _Pool:
         return [results[i] for i in range(len(parts))]
 
 
-_POOLS: dict[tuple[int, frozenset[int]], _Pool] = {}
-"""By process, since one that is forked has the pool of the other but not its threads."""
+_POOLS: dict[frozenset[int], _Pool] = {}
+"""By processors. A process that is forked has none of the threads."""
+
+_AT_FORK(after_in_child=_POOLS.clear)
 
 
 def _processors() -> frozenset[int]:
@@ -93,8 +96,8 @@ def shared(work: Callable[[int, int], T], cuts: list[int]) -> list[T]:
     """Return `work(start, stop)` for neighbouring cuts, each in a thread of its own if it can."""
     parts = [*pairwise(cuts)]
     if len(parts) > 1:
-        key = os.getpid(), _processors()
-        pool = _POOLS.get(key) or _POOLS.setdefault(key, _Pool(key[1]))
+        key = _processors()
+        pool = _POOLS.get(key) or _POOLS.setdefault(key, _Pool(key))
         if pool.threads:
             return pool.map(work, parts)
     return [work(*part) for part in parts]

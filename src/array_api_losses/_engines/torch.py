@@ -230,7 +230,8 @@ class Torch(Plain):
         label = call.label()
         # The rest of a DTensor, a subclass, is in other processes.
         part = type(label) not in TENSORS and hasattr(label, "to_local")
-        return not (part or torch.compiler.is_compiling()) and label.device.type == "cpu"
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        return not (part or traced) and label.device.type == "cpu"
 
     def traits(self, arrays: tuple[Array, ...]) -> tuple[Any, ...] | None:
         if torch.compiler.is_compiling():
