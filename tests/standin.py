@@ -56,11 +56,15 @@ def _loop(
     values = [f"double n{i}" for i in range(numbers)]
     taken = [f"p{i}[i]" for i in range(inputs)] + [f"n{i}" for i in range(numbers)]
     given = [f"p{i}[i]" for i in range(inputs, inputs + outputs)]
+    functions = "".join(
+        f"static float {f}(float a) {{ return __builtin_{f}f(a); }}"
+        f"static double {f}(double a) {{ return __builtin_{f}(a); }}"
+        for f in ("exp", "expm1", "log", "log1p", "sqrt")
+    )
     text = f"""
         #define NAN __builtin_nanf("")
         #define INFINITY __builtin_inff()
-        static float sqrt(float a) {{ return __builtin_sqrtf(a); }}
-        static double sqrt(double a) {{ return __builtin_sqrt(a); }}
+        {functions}
         static float pow(float a, float b) {{ return __builtin_powf(a, b); }}
         static double pow(double a, double b) {{ return __builtin_pow(a, b); }}
         static float __fmul_rn(float a, float b) {{ volatile float c = a * b; return c; }}

@@ -1,5 +1,6 @@
 """Bad input as a table: what is passed, the exception, the whole text, on every backend."""
 
+import inspect
 import re
 from collections.abc import Callable
 from functools import partial
@@ -939,16 +940,17 @@ def test_instances_check_their_parameters() -> None:
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_class_is_given_no_arrays(backend: Backend, name: str) -> None:
     """What people write who forget to make an instance first."""
+    first = next(iter(inspect.signature(getattr(xpl, name)).parameters))
     text = (
-        f"{name}: `margin` is an array. This is the class of the loss: inputs go to an instance of"
-        f" it, `{name}()(...)`, and a margin that is an array to the function."
+        f"{name}: `{first}` is an array. This is the class of the loss: inputs go to an instance of"
+        f" it, `{name}()(...)`, and parameters that are arrays to the function."
     )
     with pytest.raises(TypeError) as caught:
-        getattr(xpl, name)(_rows(backend), _rows(backend), _y(backend))
+        getattr(xpl, name)(_rows(backend), _y(backend))
     assert str(caught.value) == text
     with pytest.raises(TypeError) as caught:
         getattr(xpl, name)(pairs=_rows(backend))
-    assert str(caught.value) == text.replace("`margin`", "`pairs`")
+    assert str(caught.value) == text.replace(f"`{first}`", "`pairs`")
 
 
 @pytest.mark.library("numpy", "torch")

@@ -98,6 +98,24 @@ def test_programs_of_many_arguments_and_results(backend: Backend, launched: list
     assert torch.equal(largest, total.amax(-1))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["exp", "expm1", "log", "log1p", "sqrt"])
+def test_functions_of_the_standard(
+    backend: Backend, launched: list[str], name: str, dtype: str
+) -> None:
+    """Those that formulas of losses may call, beside what they are made of now."""
+    from array_api_losses._engines.jiterator import PROGRAMS
+    from array_api_losses._engines.program import TRACED
+    from array_api_losses._engines.programs import ARRAY
+
+    values = backend.asarray([0.25, 1.0, 7.5], dtype)
+    program = PROGRAMS.program(name, lambda v: [getattr(TRACED, name)(v)], (ARRAY,))
+    (found,) = program([values])
+    assert found.dtype == values.dtype
+    backend.module.testing.assert_close(found, getattr(backend.xp, name)(values))
+    assert not launched
+
+
 def _wide_label(torch: Any, x: Any, y: Any) -> tuple[Any, Any]:
     return x, y.to(torch.float64)
 

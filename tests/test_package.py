@@ -14,7 +14,7 @@ from typing import Any
 
 import modes
 import pytest
-from backends import FEATURES, MODES, NAMES, Backend
+from backends import _MODULES, FEATURES, MODES, NAMES, Backend
 from compare import check_value, some_cases
 from reference import LOSSES
 
@@ -256,6 +256,7 @@ def test_the_check_notices(
 def test_the_matrix_is_complete() -> None:
     for row in FEATURES.values():
         assert tuple(row) == NAMES
+    assert tuple(_MODULES) == NAMES
     assert tuple(MODES) == tuple(modes.MODES)
 
 

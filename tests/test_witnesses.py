@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from backends import Backend
+from reference import LOSSES
 
 import array_api_losses as xpl
 
@@ -54,9 +55,9 @@ def test_torch(backend: Backend, dtype: str, reduction: str, margin: float) -> N
 
 def _inputs_of_others(backend: Backend, name: str, count: int) -> list[Any]:
     rng = backend.np.random.default_rng(11)
-    shape = (40,) if name == "margin_ranking_loss" else (40, 5)
-    inputs = [rng.normal(size=shape) for _ in range(count)]
-    return inputs if count == 3 else [*inputs, rng.choice([-1.0, 1.0], 40)]
+    spec = LOSSES[name]
+    inputs = [rng.normal(size=(40, 5) if spec.rowwise else 40) for _ in range(count)]
+    return [*inputs, rng.choice([-1.0, 1.0], 40)] if spec.label else inputs
 
 
 @pytest.mark.library("torch")

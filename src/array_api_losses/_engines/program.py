@@ -130,8 +130,12 @@ TRACED: Any = SimpleNamespace(
     __name__=__name__,
     abs=_expression(_ABS),
     astype=lambda values, _: values,
+    exp=_expression("exp({0})"),
+    expm1=_expression("expm1({0})"),
     isfinite=_expression("{0} > -T(INFINITY) && {0} < T(INFINITY)"),
     isinf=_expression("{0} == T(INFINITY) || {0} == -T(INFINITY)"),
+    log=_expression("log({0})"),
+    log1p=_expression("log1p({0})"),
     max=lambda values, axis: _max(values),
     maximum=_expression("{0} > {1} || {0} != {0} ? {0} : {1}"),  # NaN is kept, on either side
     minimum=_expression("{0} < {1} || {0} != {0} ? {0} : {1}"),
