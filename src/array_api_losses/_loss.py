@@ -56,14 +56,19 @@ class Loss:
 
     def __post_init__(self) -> None:
         self.first_parameter = len(self.inputs) + (self.label is not None)
-        _LIVING[self._content()] = self
+        _LIVING.setdefault(self._content(), self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Come out of a pickle as the one that is there: what is kept of a loss is by identity."""
-        return _living, tuple(getattr(self, f.name) for f in fields(self) if f.init)
+        return _unpickled, tuple(getattr(self, f.name) for f in fields(self) if f.init)
+
+    def first(self) -> "Loss":
+        """Return the first of all that have the same content and are still there."""
+        return _LIVING.get(self._content(), self)
 
     def _content(self) -> tuple[Any, ...]:
-        return _hashable(*self.__reduce__()[1])
+        content = self.__reduce__()[1]  # of which partial functions would not compare
+        return tuple((c.func, c.args) if isinstance(c, partial) else c for c in content)
 
     @property  # and not cached: on Python 3.11 that takes a lock, at which `torch.compile` stops
     def operands(self) -> tuple[str, ...]:
@@ -83,13 +88,8 @@ class Loss:
 _LIVING: WeakValueDictionary[tuple[Any, ...], Loss] = WeakValueDictionary()
 
 
-def _living(*content: Any) -> Loss:
-    return _LIVING.get(_hashable(*content)) or Loss(*content)
-
-
-def _hashable(*content: Any) -> tuple[Any, ...]:
-    """Return what compares by content, as partial functions do not."""
-    return tuple((c.func, c.args) if isinstance(c, partial) else c for c in content)
+def _unpickled(*content: Any) -> Loss:
+    return Loss(*content).first()
 
 
 class Call(NamedTuple):

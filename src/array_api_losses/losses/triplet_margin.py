@@ -97,7 +97,7 @@ def _see_to(p: str, epsilon: str, swap: bool) -> None:
         if len(_KNOWN) >= _MOST_KNOWN:
             _KNOWN.clear()
         options = float.fromhex(p), float.fromhex(epsilon), swap
-        _KNOWN[p, epsilon, swap] = Loss(
+        loss = Loss(
             "triplet_margin_loss",
             value=partial(_value, *options),
             slopes=partial(_slopes, *options),
@@ -106,6 +106,7 @@ def _see_to(p: str, epsilon: str, swap: bool) -> None:
             parameters=("margin",),
             rowwise=True,
         )
+        _KNOWN[p, epsilon, swap] = loss.first()
 
 
 @loss_function
