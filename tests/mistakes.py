@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -113,7 +114,7 @@ def records(loss: str) -> tuple[Any, str, dict[Any, Loss]]:
     known = {}
     for options in reference.LOSSES[loss].options:
         p, epsilon, swap = {"p": 2.0, "epsilon": 1e-6, "swap": False, **options}.values()
-        key = float(p).hex(), float(epsilon).hex(), swap
+        key = module._attribute(float(p).hex(), float(epsilon).hex(), swap)
         known[key] = module._loss(loss, p, epsilon, swap)
     return module, "_KNOWN", known
 
@@ -122,7 +123,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, loss: str, change: Callable[[Loss], L
     """Put changed records in the place of those of a loss."""
     module, name, good = records(loss)
     changed = {key: change(record) for key, record in good.items()}
-    monkeypatch.setattr(module, name, changed.get(None, changed))
+    monkeypatch.setattr(module, name, changed.get(None) or SimpleNamespace(**changed))
 
 
 def with_value(kernel: Kernel) -> Callable[[Loss], Loss]:

@@ -152,13 +152,21 @@ def test_a_random_key_is_no_input(backend: Backend, label: Any) -> None:
 
 
 def test_export_of_any_batch(backend: Backend) -> None:
-    """With a weight for each element, too."""
+    """With weights, too."""
     import jax
     from jax import export
 
     (batch,) = export.symbolic_shape("batch")
-    shapes = [jax.ShapeDtypeStruct((batch,), dtype) for dtype in ("float32", "int32", "float32")]
     function = jax.jit(lambda x, y, weight: loss(x, y, weight=weight))
-    exported = export.export(function)(*shapes)
-    arrays = ([1.5, 0.25, 1.0], "float32"), ([1, -1, 1], "int32"), ([1.0, 1.0, 2.0], "float32")
-    assert exported.call(*(backend.asarray(*array) for array in arrays)).item() == 1.0625
+    arrays = [
+        backend.asarray([[1.5, 0.25, 1.0], [0.5, 0.5, 0.5]], "float32"),
+        backend.asarray([[1, -1, 1], [-1, -1, -1]], "int32"),
+    ]
+    for weight in ([[1.0, 1.0, 2.0], [0.0, 0.0, 0.0]], [[1.0], [3.0]], [1.0, 1.0, 2.0]):
+        calls = [*arrays, backend.asarray(weight, "float32")]
+        shapes = [
+            jax.ShapeDtypeStruct((batch, *a.shape[1:]) if a.ndim == 2 else a.shape, a.dtype)
+            for a in calls
+        ]
+        found = export.export(function)(*shapes).call(*calls)
+        assert found.item() == pytest.approx(function(*calls).item(), rel=1e-6)

@@ -384,7 +384,7 @@ def test_long_rows_in_any_layout(backend: Backend, shape: tuple[int, int], weigh
 
 
 @pytest.mark.library("numpy")
-@pytest.mark.parametrize("length", [2**11, 2**12, 2**13 - 2, 20_001])
+@pytest.mark.parametrize("length", [2**11, 2**12, 2**13 - 2, 20_001, 2**22 + 5])
 def test_products_of_long_rows(backend: Backend, length: int) -> None:
     """BLAS adds them up one after another, in each of a few columns."""
     a, b = 0.67, 0.76  # of which it rounds every sum in the same direction

@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from reference import LOSSES
 
 import array_api_losses as xpl
 from array_api_losses import _arrays
+from array_api_losses.losses import triplet_margin
 
 loss = xpl.hinge_embedding_loss
 pytestmark = pytest.mark.library("torch")
@@ -229,8 +231,39 @@ def test_traced_code_gives_nan_for_wrong_labels(backend: Backend, *, weighted: b
     assert traced(x, 2 * y).isnan()
 
 
+@pytest.mark.parametrize("fullgraph", [False, True])
+def test_losses_that_are_first_met_by_the_compiler(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, *, fullgraph: bool
+) -> None:
+    """The second as well, which it meets when it has looked at the table of them already."""
+    monkeypatch.setattr(triplet_margin, "_KNOWN", SimpleNamespace())
+    torch, triplet = backend.module, xpl.triplet_margin_loss
+    rows = [
+        backend.asarray([[0.5, 1.0]]),
+        backend.asarray([[2.0, 0.5]]),
+        backend.asarray([[1.0, 1.5]]),
+    ]
+
+    def both(*rows: Any) -> Any:
+        return triplet(*rows, p=1) + triplet(*rows, p=3)
+
+    torch.compiler.reset()
+    found = torch.compile(both, backend="aot_eager", fullgraph=fullgraph)(*rows)
+    torch.testing.assert_close(found, both(*rows))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
 def test_nested_tensors_are_refused(backend: Backend) -> None:
     torch = backend.module
+    strided = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    good = backend.asarray([1.0, 1.0])
+    for input_, label, weight in (
+        (strided, strided, None),
+        (good, strided, None),
+        (good, good, strided),
+    ):
+        with pytest.raises(TypeError, match="is a Tensor, whose rows may differ in length"):
+            loss(input_, label, weight=weight)
     rows = [backend.asarray([0.5, 1.5, 0.25]), backend.asarray([2.0, 1.0])]
     x = torch.nested.nested_tensor(rows, layout=torch.jagged)
     y = torch.ones_like(x)

@@ -62,9 +62,10 @@ def agree(call: "Call") -> tuple["Plain", "Call"]:
     traits = engine.traits(arrays)
     if traits is None:
         return _checked(call)
-    seen = loss, reduction, compiled, parameters, weight is None, traits
+    shapes = None if _of_one_shape(loss, arrays) else tuple([array.shape for array in arrays])
+    seen = loss, reduction, compiled, parameters, weight is None, traits, shapes
     known = _AGREED.get(seen)
-    if known is not None and _of_one_shape(loss, arrays):
+    if known is not None:
         engine, rounded = known
         return engine, call if rounded is None else call.with_arguments((*inputs, *rounded, weight))
     engine, call = _checked(call)

@@ -68,7 +68,9 @@ class Loss:
 
     def _content(self) -> tuple[Any, ...]:
         content = self.__reduce__()[1]  # of which partial functions would not compare
-        return tuple((c.func, c.args) if isinstance(c, partial) else c for c in content)
+        return tuple(
+            (c.func, c.args, *c.keywords.items()) if isinstance(c, partial) else c for c in content
+        )
 
     @property  # and not cached: on Python 3.11 that takes a lock, at which `torch.compile` stops
     def operands(self) -> tuple[str, ...]:

@@ -98,9 +98,11 @@ def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
     if weight is None:
         return math.prod(shape)
     weights = total(xp, weight, dtype)
-    if len(weight.shape) == len(shape) and weight.shape == shape:  # sizes may be symbolic
+    if len(weight.shape) == len(shape) and weight.shape == shape:
         return weights
-    return weights * _number(math.prod(shape) // max(1, math.prod(weight.shape)))
+    extra = len(shape) - len(weight.shape)  # and no quotients: sizes may be symbolic
+    repeats = [n for i, n in enumerate(shape) if i < extra or weight.shape[i - extra] == 1]
+    return weights * _number(math.prod(repeats))
 
 
 def divided(xp: Any, values: Any, weights: Any) -> Any:

@@ -39,6 +39,8 @@ def engine_of(array: Any) -> "Plain | None":
     if torch is not None and torch.compiler.is_compiling():
         # TorchDynamo can neither watch a table of types nor read what array-api-compat does below.
         return _of_torch() if isinstance(array, torch.Tensor) and not array.is_nested else None
+    if torch is not None and type(array) is torch.Tensor and array.is_nested:
+        return None  # of this layout the type does not tell
     return BY_TYPE.get(type(array)) or _found(array)
 
 

@@ -64,7 +64,7 @@ def _dot_in_pieces(a: Any, b: Any) -> Any:
     length = a.shape[-1] // count // 32 * 32  # what is over, BLAS adds one after another
     even, shape = count * length, (*a.shape[:-1], count, length)
     found = np.vecdot(a[..., :even].reshape(shape), b[..., :even].reshape(shape)).sum(axis=-1)
-    return found if even == a.shape[-1] else found + np.vecdot(a[..., even:], b[..., even:])
+    return found if even == a.shape[-1] else found + _dot(a[..., even:], b[..., even:])
 
 
 def _moderate(v: Any) -> tuple[Any, Any, Any]:
@@ -88,7 +88,12 @@ def _sizes(v: Any, squares: Any) -> Any:
         and (at(squares.argmin()) >= least or not v[squares < least].any())
     ):
         return one
-    return by_largest(np, v)[1]
+    bad = (squares < least) | (squares > most)  # and not NaN, which no size mends
+    if not bad.any():
+        return one
+    size = np.ones_like(squares)
+    size[bad] = by_largest(np, v[bad])[1]
+    return size
 
 
 def _squares(squares: Any, u: Any, size: Any) -> Any:

@@ -240,7 +240,7 @@ class Torch(Plain):
             return None
         found: list[Any] = []
         for array in arrays:
-            if type(array) not in TENSORS:
+            if type(array) not in TENSORS or array.is_nested:
                 return None
             found += array.dtype, array.device
         return tuple(found)

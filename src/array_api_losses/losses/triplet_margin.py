@@ -15,6 +15,7 @@ is shared between the two.
 
 import math
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from array_api_losses._arguments import check_flag, check_name, check_number, is_real
@@ -29,7 +30,9 @@ from array_api_losses._loss import (
 )
 from array_api_losses._primitives import length, length_and_slope, steep, zeros
 
-_KNOWN: dict[tuple[str, str, bool], Loss] = {}
+_KNOWN = SimpleNamespace()
+"""Losses by their options: attributes, since TorchDynamo sees a dict as it was at first."""
+
 _MOST_KNOWN = 256
 _EPSILONS = -1e38, 1e38
 """What float32 can hold, in which half precision is computed with too."""
@@ -87,15 +90,22 @@ def _loss(name: str, p: float, epsilon: float, swap: bool) -> Loss:
     # As texts, what TorchDynamo takes for variables are constants of the graph again.
     key = float(p).hex(), float(epsilon).hex(), swap
     _see_to(*key)
-    return _KNOWN.get(key) or _loss(name, p, epsilon, swap)  # another thread may have cleared it
+    found: Loss | None = getattr(_KNOWN, _attribute(*key), None)
+    return found or _loss(name, p, epsilon, swap)  # another thread may have cleared it
+
+
+def _attribute(p: str, epsilon: str, swap: bool) -> str:
+    """Return a name without a dot, at which TorchDynamo would stop."""
+    return f"{p} {epsilon} {swap}".replace(".", "_")
 
 
 @evaluated_early
 def _see_to(p: str, epsilon: str, swap: bool) -> None:
     """Have the loss of these distances in `_KNOWN`."""
-    if (p, epsilon, swap) not in _KNOWN:
-        if len(_KNOWN) >= _MOST_KNOWN:
-            _KNOWN.clear()
+    known, attribute = vars(_KNOWN), _attribute(p, epsilon, swap)
+    if attribute not in known:
+        if len(known) >= _MOST_KNOWN:
+            known.clear()
         options = float.fromhex(p), float.fromhex(epsilon), swap
         loss = Loss(
             "triplet_margin_loss",
@@ -106,7 +116,7 @@ def _see_to(p: str, epsilon: str, swap: bool) -> None:
             parameters=("margin",),
             rowwise=True,
         )
-        _KNOWN[p, epsilon, swap] = loss.first()
+        known[attribute] = loss.first()
 
 
 @loss_function
