@@ -136,6 +136,22 @@ def test_results_of_a_subclass_are_plain_arrays(backend: Backend) -> None:
             assert type(value) is type(gradient) is np.ndarray
 
 
+def test_gradients_are_rounded_once_to_float16(backend: Backend, block: int | str) -> None:
+    """Also where they are subnormal, with ties: products of these weights are exact in float32."""
+    assert block
+    np = backend.np
+    odd, powers = np.arange(-2047, 2048, 2), 2.0 ** -np.arange(1, 16)
+    weight, cotangent = np.meshgrid(odd * 2.0**-14, np.append(powers, [0, np.inf]))
+    weight, cotangent = weight.astype(np.float16), cotangent.astype(np.float16)
+    ones = np.ones_like(weight)
+    _, pullback = xpl.vjp(loss, ones, ones, reduction="none", weight=weight)
+    gradient = pullback(cotangent)
+    with np.errstate(all="ignore"):
+        expected = weight.astype(np.float32) * cotangent.astype(np.float32)
+        expected = expected.astype(np.float16)
+    np.testing.assert_array_equal(gradient.view(np.int16), expected.view(np.int16))
+
+
 def test_numbers_that_look_alike(backend: Backend, block: int | str) -> None:
     """What is noted for one margin, weight or cotangent is not taken for another."""
     assert block

@@ -35,12 +35,12 @@ def nested(array: Any) -> bool:
 
 def engine_of(array: Any) -> "Plain | None":
     """Return the engine for an array, or None for what is no array."""
+    if nested(array):
+        return None
     torch = sys.modules.get("torch")
     if torch is not None and torch.compiler.is_compiling():
         # TorchDynamo can neither watch a table of types nor read what array-api-compat does below.
-        return _of_torch() if isinstance(array, torch.Tensor) and not array.is_nested else None
-    if torch is not None and type(array) is torch.Tensor and array.is_nested:
-        return None  # of this layout the type does not tell
+        return _of_torch() if isinstance(array, torch.Tensor) else None
     return BY_TYPE.get(type(array)) or _found(array)
 
 
@@ -52,7 +52,7 @@ def _of_torch() -> "Plain":
 
 def _found(array: Any) -> "Plain | None":
     if compat.is_torch_array(array):  # a subclass too, but without an entry of its own
-        return None if nested(array) else _of_torch()
+        return _of_torch()
     if not compat.is_array_api_obj(array) or masked(array):
         return None
     engine = _engine_for(array)

@@ -18,6 +18,7 @@ from numpy import asarray
 
 from array_api_losses import _derivatives, _pipeline
 from array_api_losses._arrays import check_labels
+from array_api_losses._engines.faster import narrowed
 from array_api_losses._engines.replay import Replay, Room
 from array_api_losses._engines.threads import MOST, allowed, shared
 from array_api_losses._loss import Array, Call, Loss
@@ -204,7 +205,7 @@ def at_once(
     if check and not good.all():
         check_labels(np, call)
     if losses:
-        found = _ADD(found, None) if adds else asarray(found, dtype)
+        found = _ADD(found, None) if adds else narrowed(found, dtype)
     if room is not None:  # and not earlier: the next thread writes to it at once
         room.release()
     if not wanted:
@@ -213,7 +214,7 @@ def at_once(
         [
             None
             if g is None
-            else asarray(g, dtype)  # which is of no subclass
+            else narrowed(g, dtype)  # which is of no subclass
             if g.shape == a.shape != ()
             else asarray(_derivatives.summed_to(np, g, a.shape, dtype))[()]
             for g, a in zip(gradients, arguments, strict=False)

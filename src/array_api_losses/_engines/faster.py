@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import array_api_compat.numpy as np
+from numpy import asarray
 
 from array_api_losses._primitives import EUCLIDEAN, by_largest
 
@@ -129,6 +130,28 @@ def _total(values: Any, dtype: Any) -> Any:
     flags = ["external_loop", "buffered"]
     pieces = np.nditer(values, flags, [["readonly"]], buffersize=PIECE)
     return np.add.reduce([np.add.reduce(piece, None, dtype) for piece in pieces])
+
+
+_HALF, _SINGLE = np.dtype("f2"), np.dtype("f4")
+_GRID = np.float32(0.75)
+"""Around it, the numbers of float32 lie as far apart as those of float16 around 0."""
+_BIT = np.uint32(1)
+_NORMAL = np.uint32(2) * np.float32(2.0**-14).view(np.uint32)
+"""Twice the bits, so without the sign, of the least float16 that is not subnormal."""
+
+
+def narrowed(values: Any, dtype: Any) -> Any:
+    """`values` in `dtype`.
+
+    NumPy raises a flag for each float16 that is subnormal and rounded, which takes as long as ten
+    conversions: so these are rounded beforehand.
+    """
+    if dtype is _HALF and values.dtype is _SINGLE:
+        bits = values.view(np.uint32)
+        small = bits + bits - _BIT < _NORMAL - _BIT  # and not 0
+        if small.any():
+            values = np.where(small, np.copysign(values + _GRID - _GRID, values), values)
+    return asarray(values, dtype)
 
 
 def in_one_piece(xp: Any, values: Any, axes: tuple[int, ...]) -> Any:

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from array_api_losses._engines.faster import narrowed
+
 FREE: list[Any] = []
 """Scratch between calls: the system takes as long to hand out memory as a formula to fill it."""
 
@@ -287,7 +289,7 @@ class Room:
                 taken.add(slot)
         results = self._tape.filling(*arguments, *laid)
         for i in copied:
-            outputs[i][...] = results[i]
+            outputs[i][...] = narrowed(results[i], outputs[i].dtype)
         return [outputs.get(i, result) for i, result in enumerate(results)]
 
     def release(self) -> None:
