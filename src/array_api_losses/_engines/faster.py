@@ -1,4 +1,4 @@
-"""The primitives of formulas, as NumPy does them sooner or more exactly."""
+"""The primitives of formulas and the cast of results, as NumPy does them sooner or more exactly."""
 
 import math
 from collections.abc import Callable
