@@ -25,6 +25,9 @@ FEW = 2**14
 THREADS = 16
 """So many threads add up a column, in a fused sum along the first axis."""
 
+PART = 2**8
+"""So many numbers at most are added up one after another, in a sum along an axis but the last."""
+
 
 def _zero(y: Any) -> Any:
     return y.dtype.type(0)  # a scalar of NumPy travels as an argument of the kernel
@@ -56,7 +59,33 @@ TRACED: Any = SimpleNamespace(
 )
 """What the pipeline may call in `cupy.fuse`, which knows CuPy's own functions, and no keywords."""
 
+
+def _over(values: Any, axes: tuple[int, ...]) -> Any:
+    if len(axes) == values.ndim:
+        return cupy.sum(values, keepdims=True)
+    for axis in reversed(axes):
+        values = _along(values, axis)
+    return values
+
+
+def _along(values: Any, axis: int) -> Any:
+    """Return the sum along an axis, which stays with length 1.
+
+    Along any but the last, CuPy lets few threads add up what may be millions, which rounds as
+    often, and in no more blocks of threads than there are sums, which takes long.
+    """
+    *before, n = values.shape[: axis + 1]
+    if n <= PART or axis == values.ndim - 1:
+        return cupy.sum(values, axis, keepdims=True)
+    even = n - n % PART
+    head, tail = cupy.split(values, [even], axis)
+    head = head.reshape(*before, PART, even // PART, *values.shape[axis + 1 :])
+    found = _along(cupy.sum(head, axis), axis)
+    return found + _along(tail, axis) if even < n else found
+
+
 FASTER["steep"][xp.__name__] = FASTER["sign"][xp.__name__] = _sign
+FASTER["over"][xp.__name__] = _over
 for _name in (xp.__name__, TRACED.__name__):
     FASTER["zero"][_name] = _zero
     FASTER["select"][_name] = _select
