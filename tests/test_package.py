@@ -229,6 +229,14 @@ def test_the_check_of_what_is_here(backend: Backend, capsys: pytest.CaptureFixtu
     assert all(line.endswith(" ok") for line in mine)
 
 
+def test_the_check_of_a_library_without_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    from array_api_losses import __main__ as check
+
+    module = SimpleNamespace(__version__="14.0", cuda=SimpleNamespace(is_available=lambda: False))
+    assert check.check("cupy", module)
+    assert capsys.readouterr().out == "cupy              14.0          no device\n"
+
+
 def test_the_check_notices(
     backend: Backend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,6 +83,8 @@ def devices(name: str, module: Any) -> list[Any]:
     if name == "jax":
         jax = importlib.import_module("jax")
         return list(dict.fromkeys([*jax.devices("cpu")[:1], *jax.devices()]))
+    if name == "cupy" and not module.cuda.is_available():
+        return []
     return [None]
 
 
@@ -126,8 +128,10 @@ def failures(xp: Any, device: Any, dtype: Any, repeats: int, check: Check) -> It
 def check(name: str, module: Any) -> bool:
     """Print a line for each device of a library; return whether all is well."""
     version = getattr(module, "__version__", None) or sys.modules[name].__version__
-    well = True
-    for device in devices(name, module):
+    well, found_devices = True, devices(name, module)
+    if not found_devices:
+        print(f"{name:<18}{version:<14}no device")
+    for device in found_devices:
         array = module.asarray([1.0]) if device is None else module.asarray([1.0], device=device)
         xp, engine = compat.array_namespace(array), type(engine_of(array)).__name__
         found = []
