@@ -77,7 +77,7 @@ TOLERANCE = 1e-6
 
 
 def devices(name: str, module: Any) -> list[Any]:
-    """Return the devices of a library; None is its only one."""
+    """Return the devices of a library, if any; None is its only one."""
     if name == "torch":
         return ["cpu", *(f"cuda:{i}" for i in range(module.cuda.device_count()))]
     if name == "jax":
@@ -126,12 +126,13 @@ def failures(xp: Any, device: Any, dtype: Any, repeats: int, check: Check) -> It
 
 
 def check(name: str, module: Any) -> bool:
-    """Print a line for each device of a library; return whether all is well."""
+    """Print a line for each device of a library, if it has any; return whether all is well."""
     version = getattr(module, "__version__", None) or sys.modules[name].__version__
-    well, found_devices = True, devices(name, module)
-    if not found_devices:
+    present = devices(name, module)
+    if not present:
         print(f"{name:<18}{version:<14}no device")
-    for device in found_devices:
+    well = True
+    for device in present:
         array = module.asarray([1.0]) if device is None else module.asarray([1.0], device=device)
         xp, engine = compat.array_namespace(array), type(engine_of(array)).__name__
         found = []
