@@ -71,6 +71,18 @@ def test_few_kernels_for_rows(
     assert launched == [f"losses {losses}", f"gradients {gradients}"]
 
 
+def test_rows_of_float16_are_read_as_they_lie(backend: Backend) -> None:
+    """And not copied to float32, of twice their size."""
+    pool = backend.module.get_default_memory_pool()
+    rows = backend.asarray([[1.0] * 128] * 1000, "float16")
+    label = backend.asarray([1] * 1000, "int8")
+    xpl.cosine_embedding_loss(rows, rows, label)
+    pool.free_all_blocks()
+    before = pool.total_bytes()
+    xpl.cosine_embedding_loss(rows, rows, label)
+    assert pool.total_bytes() - before < rows.nbytes
+
+
 def test_the_largest_of_what_is_computed_on_the_way(backend: Backend) -> None:
     """Also where all are negative, and NaN where there is one."""
     from array_api_losses._engines.cupy_kernels import PROGRAMS

@@ -32,6 +32,7 @@ class _Kernels:
 
     most = 8
     reduces_expressions = False
+    reads_float16 = False
 
     def function(self, code: Code) -> Kernel:
         parameters = [f"T {name}" for name in (*code.arrays, *code.numbers)]

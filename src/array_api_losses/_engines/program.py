@@ -33,6 +33,8 @@ class Kernels(Protocol):
     """So many arrays can a function take, and give back."""
     reduces_expressions: bool
     """Whether what is reduced may be computed on the way."""
+    reads_float16: bool
+    """Whether any array may be in float16 where the others are in float32."""
 
     def function(self, code: Code) -> Kernel:
         """Return a kernel that computes the results for each entry, or for each row."""

@@ -23,6 +23,7 @@ class Programs:
 
     def __init__(self, xp: Any, kind: type, kernels: Kernels) -> None:
         self.xp, self._kind, self._kernels = xp, kind, kernels
+        self._widened = (xp.float16, xp.float32) if kernels.reads_float16 else None
         self._losses = lru_cache(MOST_PROGRAMS)(self.losses)
         self._gradients = lru_cache(MOST_PROGRAMS)(self.gradients)
 
@@ -99,7 +100,9 @@ class Programs:
 
     def _cast(self, argument: Any, dtype: Any) -> Any:
         is_array = isinstance(argument, self._kind)
-        return _pipeline.cast(self.xp, argument, dtype) if is_array else argument
+        if not is_array or (argument.dtype, dtype) == self._widened:  # which kernels do themselves
+            return argument
+        return _pipeline.cast(self.xp, argument, dtype)
 
 
 def _call(loss: Loss, arguments: tuple[Any, ...]) -> Call:
