@@ -227,7 +227,7 @@ def test_sums_along_any_axis_are_as_exact(backend: Backend, dtype: str) -> None:
         backend.require(dtype)
     n, slope, bound = 2**18, 0.0999755859375, 2**-16
     if dtype == "float64":
-        n, slope, bound = n + 3, 0.1, 2**-45
+        n, slope, bound = n + 3, 0.1, 2**-45  # and some that are over in equal parts
     for shape, margin_shape in (((n, 2), (2,)), ((2, n, 2), (2, 1, 2))):
         x, y = backend.np.zeros(shape), -backend.np.ones(shape)
         arrays = [backend.asarray(x, dtype), backend.asarray(y, "int8")]

@@ -229,7 +229,7 @@ class CuPy(Fused):
 def _is_fused(call: Call) -> bool:
     """Whether there are kernels for a call.
 
-    Those of rows take all in one dtype, in which a wrong label of a wider one may be a good one;
+    Those of rows compute in one dtype, in which a wrong label of a wider one may be a good one;
     and of no entries there is no largest.
     """
     loss, first = call.loss, call.operands[0]

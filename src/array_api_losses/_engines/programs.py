@@ -91,7 +91,10 @@ class Programs:
         return Program(self._kernels, name, arguments, results)
 
     def _arguments(self, call: Call) -> list[Any]:
-        """Return the arguments of a call, of which enough are in float32 that all the rest is."""
+        """Return the arguments of a call, so that kernels compute in at least float32.
+
+        For elements it is enough that one of them has that dtype.
+        """
         first, *others = call.arguments()
         wide = _pipeline.accumulator(self.xp, first.dtype)
         if call.loss.rowwise:
