@@ -182,6 +182,26 @@ def test_compiled_with_weight_and_learnable_margin(backend: Backend, reduction: 
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("name", [name for name, spec in LOSSES.items() if not spec.rowwise])
+def test_compiled_code_holds_the_arguments_only(
+    backend: Backend, name: str, reduction: str
+) -> None:
+    """Slopes are computed from them in the backward pass, and not kept from the forward one."""
+    torch, spec, rng = backend.module, LOSSES[name], backend.np.random.default_rng(7)
+    torch.compiler.reset()
+    compiled = torch.compile(
+        getattr(xpl, name), fullgraph=True, backend="aot_eager_decomp_partition"
+    )
+    names = (*spec.inputs, "margin")
+    arrays = {n: backend.asarray(rng.uniform(0, 2, (8, 4))).requires_grad_() for n in names}
+    arrays["label"] = backend.asarray(rng.choice([-1, 1], (8, 4)), "int64")
+    value = compiled(**arrays, reduction=reduction)
+    own = {array.data_ptr() for array in arrays.values()}
+    assert value.grad_fn.saved_tensors
+    assert all(t.data_ptr() in own for t in value.grad_fn.saved_tensors)
+
+
 def test_compiled_code_gives_nan_for_wrong_labels(backend: Backend) -> None:
     torch = backend.module
     torch.compiler.reset()

@@ -6,7 +6,7 @@ the engine of NumPy, on the same memory, in blocks. On CUDA it runs in kernels o
 `_Eager` is the quick one, for `backward` and `torch.autograd.grad`; `jit` compiles what it calls.
 `Transformed` also knows `jvp` and batching, for `torch.func` and forward mode. `_Compiled` is
 `Transformed` without `jvp`, which `torch.compile` refuses. All hold the arguments, and nothing
-else, between forward and backward; but `torch.compile` keeps what it chooses to.
+else, between forward and backward; but of rows and weights, `torch.compile` keeps what it likes.
 """
 
 from contextlib import suppress
@@ -107,7 +107,23 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
         call, wanted = _saved(ctx)
+        if torch.compiler.is_compiling() and not call.loss.rowwise:
+            call = _afterwards(call, cotangent)
         return None, *_derivatives.pullback(xp, call, wanted, cotangent, ENGINE.run)
+
+
+def _afterwards(call: Call, cotangent: Any) -> Call:
+    """Return the call with arrays that seem to depend on the cotangent.
+
+    Else `torch.compile` computes slopes in the forward pass, and holds them until the backward one:
+    as large as the arguments, which are there anyway, and slower to write and read than to compute.
+    """
+    shape, either = call.shape(), cotangent > 0
+    operands = [
+        torch.where(either, o, o) if getattr(o, "shape", None) == shape else o
+        for o in call.operands
+    ]
+    return call.with_arguments((*operands, call.weight))
 
 
 def _saved(ctx: Any) -> tuple[Call, tuple[bool, ...]]:

@@ -24,8 +24,8 @@ from array_api_losses._loss import Array, Call, Loss
 class _ThroughCompile(Torch):
     """Compiles a call, except where something watches; labels are not read.
 
-    Forward and backward are compiled apart: of both together, PyTorch keeps slopes in between,
-    which take longer to write and to read than to compute anew.
+    Forward and backward are compiled apart: of both together there is no second derivative, and
+    of rows PyTorch keeps more than the arguments in between.
     """
 
     def readable(self, call: Call) -> bool:
