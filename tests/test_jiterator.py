@@ -79,6 +79,36 @@ def test_nothing_is_computed_twice(
     assert launched[-1] == f"gradients {kernels}"
 
 
+@pytest.mark.parametrize(("dtype", "gradients"), [("float16", 2), ("float32", 1)])
+@pytest.mark.parametrize("name", [name for name, spec in LOSSES.items() if spec.rowwise])
+def test_blocks_of_rows_are_as_all_at_once(
+    backend: Backend,
+    launched: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    dtype: str,
+    gradients: int,
+) -> None:
+    """Gradients in float32 are not cut: to join them would take longer."""
+    from array_api_losses._engines import jiterator
+
+    torch = backend.module
+    for case in fixed_cases(dtype, name):
+        arrays = case.arrays(backend)
+        leaves = [arrays[argument].requires_grad_() for argument in case.differentiable]
+        found = []
+        for rows, times in [(99, (1, 1)), (6, (2, gradients))]:
+            monkeypatch.setattr(jiterator, "BLOCK", rows * case.width)
+            launched.clear()
+            value = case.function(**arrays, **case.keywords)
+            assert len(launched) == times[0]
+            launched.clear()
+            cotangent = torch.linspace(1, 2, value.numel()).to(value).reshape(value.shape)
+            found.append([value, *torch.autograd.grad(value, leaves, cotangent)])
+            assert sum(name.startswith("gradients") for name in launched) == times[1]
+        torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 def test_programs_of_many_arguments_and_results(backend: Backend, launched: list[str]) -> None:
     """More than a function can take or give: then there are several."""
     from array_api_losses._engines.jiterator import PROGRAMS
