@@ -6,7 +6,8 @@ the engine of NumPy, on the same memory, in blocks. On CUDA it runs in kernels o
 `_Eager` is the quick one, for `backward` and `torch.autograd.grad`; `jit` compiles what it calls.
 `Transformed` also knows `jvp` and batching, for `torch.func` and forward mode. `_Compiled` is
 `Transformed` without `jvp`, which `torch.compile` refuses. All hold the arguments, and nothing
-else, between forward and backward; but of rows and weights, `torch.compile` keeps what it likes.
+else, between forward and backward; but of rows, and of what is no input and no label,
+`torch.compile` keeps what it chooses to.
 """
 
 from contextlib import suppress
@@ -113,16 +114,13 @@ class _Compiled(torch.autograd.Function):
 
 
 def _afterwards(call: Call, cotangent: Any) -> Call:
-    """Return the call with arrays that seem to depend on the cotangent.
+    """Return the call with inputs and labels that seem to depend on the cotangent.
 
     Else `torch.compile` computes slopes in the forward pass, and holds them until the backward one:
     as large as the arguments, which are there anyway, and slower to write and read than to compute.
     """
-    shape, either = call.shape(), cotangent > 0
-    operands = [
-        torch.where(either, o, o) if getattr(o, "shape", None) == shape else o
-        for o in call.operands
-    ]
+    n, either = call.loss.first_parameter, cotangent > 0
+    operands = (*[torch.where(either, o, o) for o in call.operands[:n]], *call.operands[n:])
     return call.with_arguments((*operands, call.weight))
 
 
