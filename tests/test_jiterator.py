@@ -90,7 +90,7 @@ def test_blocks_of_rows_are_as_all_at_once(
     gradients: int,
 ) -> None:
     """Gradients in float32 are not cut: to join them would take longer."""
-    from array_api_losses._engines import jiterator
+    from array_api_losses._engines import programs
 
     torch = backend.module
     for case in fixed_cases(dtype, name):
@@ -98,7 +98,7 @@ def test_blocks_of_rows_are_as_all_at_once(
         leaves = [arrays[argument].requires_grad_() for argument in case.differentiable]
         found = []
         for rows, times in [(99, (1, 1)), (6, (2, gradients))]:
-            monkeypatch.setattr(jiterator, "BLOCK", rows * case.width)
+            monkeypatch.setattr(programs, "BLOCK", rows * case.width)
             launched.clear()
             value = case.function(**arrays, **case.keywords)
             assert len(launched) == times[0]

@@ -6,7 +6,7 @@ Nothing waits for the device: labels are not read, so the loss of a wrong one is
 import math
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import array_api_compat.torch as xp
 import torch
@@ -25,9 +25,6 @@ WITHIN = {
     torch.float64: _HALVES | _INTEGERS | {torch.float32, torch.float64},
 }
 """What the jiterator knows and promotes to a dtype."""
-
-BLOCK = 2**24
-"""Entries of a block of rows: between the kernels, what lies in memory is as large."""
 
 
 class _Kernels:
@@ -71,32 +68,16 @@ class Jiterator(Fused):
     """The types of devices that the jiterator knows; ROCm goes by this name too."""
 
     def run(self, call: Call) -> Array:
-        terms, dtype = _terms(call), call.operands[0].dtype
+        terms, dtype = PROGRAMS.terms(call), call.operands[0].dtype
         if call.reduction == "mean" and call.weight is None:
             # One kernel, where a sum and a quotient are two.
             return _pipeline.cast(xp, torch.mean(terms), dtype)
         return _pipeline.reduced(xp, call, terms, dtype)
 
     def folded(self, call: Call) -> tuple[Array, Any]:
-        return _pipeline.folded(xp, call, _terms(call))
+        return _pipeline.folded(xp, call, PROGRAMS.terms(call))
 
-    def by_element(
-        self,
-        call: Call,
-        wanted: tuple[bool, ...],
-        seed: tuple[Any, Array | None],
-        mean: Array | None,
-    ) -> Sequence[Array]:
-        dtype, blocks = call.operands[0].dtype, _blocks(call)
-        if not blocks or dtype not in _HALVES:  # of others, to join blocks is to copy once more
-            return PROGRAMS.by_element(call, wanted, seed, mean)
-        factor, divisor = seed
-        found = []
-        for block in blocks:
-            own_seed = block.of(factor), divisor
-            slopes = PROGRAMS.by_element(block.of_call(call), wanted, own_seed, mean)
-            found.append([s.to(dtype) if s.ndim > block.ndim else s for s in slopes])
-        return [torch.cat(parts, dim=blocks[0].axis) for parts in zip(*found, strict=True)]
+    by_element = staticmethod(PROGRAMS.by_element)
 
     def takes(self, call: Call, tensors: list[Array]) -> bool:
         """Whether a kernel can run the call: the jiterator reads memory as it lies there."""
@@ -112,49 +93,6 @@ class Jiterator(Fused):
             ):
                 return False
         return not (call.loss.rowwise and first.shape[-1] == 0) and _works(first.device)
-
-
-class _Block(NamedTuple):
-    """Some rows: where they are along an axis of the losses, which have so many."""
-
-    axis: int
-    ndim: int
-    start: int
-    length: int
-
-    def of(self, values: Any) -> Any:
-        """Return the part of an array that is of these rows, or all of it if it is broadcast."""
-        if not isinstance(values, torch.Tensor):
-            return values
-        axis = self.axis + min(0, values.ndim - self.ndim)
-        if axis < 0 or values.shape[axis] == 1:
-            return values
-        return values.narrow(axis, self.start, self.length)
-
-    def of_call(self, call: Call) -> Call:
-        """Return the call of these rows."""
-        return call.with_arguments(tuple(map(self.of, call.arguments())))
-
-
-def _blocks(call: Call) -> list[_Block]:
-    """Return the blocks of a call of many rows; nothing of others."""
-    shape, size = call.shape(), call.operands[0].numel()
-    if not (call.loss.rowwise and shape and size > BLOCK):
-        return []
-    axis = max(range(len(shape)), key=shape.__getitem__)
-    n = shape[axis]
-    length = max(1, n * BLOCK // size)
-    return [
-        _Block(axis, len(shape), start, min(length, n - start)) for start in range(0, n, length)
-    ]
-
-
-def _terms(call: Call) -> Array:
-    """Return the weighted losses, in at least float32."""
-    blocks = _blocks(call)
-    if not blocks:
-        return PROGRAMS.terms(call)
-    return torch.cat([PROGRAMS.terms(b.of_call(call)) for b in blocks], dim=blocks[0].axis)
 
 
 @cache

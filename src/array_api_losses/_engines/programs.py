@@ -1,8 +1,9 @@
 """The pipeline as programs of few kernels, made once for each kind of call."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from array_api_losses import _derivatives, _pipeline
 from array_api_losses._engines.program import TRACED, Kernels, Node, Program
@@ -13,6 +14,9 @@ MOST_PROGRAMS = 256
 
 What is compiled for them, libraries keep by themselves.
 """
+
+BLOCK = 2**24
+"""Entries of a block of rows, where what is to be reduced lies in memory: it is as large."""
 
 ARRAY, NUMBER = "array", "number"
 """What an argument is; if neither, it is known when the program is made."""
@@ -34,7 +38,7 @@ class Programs:
 
     def terms(self, call: Call) -> Array:
         """Return the weighted losses, in at least float32."""
-        (terms,) = self.run(self._losses, (call.loss,), *self._arguments(call))
+        (terms,) = self._run_call(call, self._blocks(call), self._losses, (call.loss,))
         return terms
 
     def by_element(
@@ -45,7 +49,41 @@ class Programs:
         mean: Array | None,
     ) -> Sequence[Array]:
         """Return the wanted gradients by element, as `gradients_by_element` does."""
-        return self.run(self._gradients, (call.loss, wanted), *seed, mean, *self._arguments(call))
+        dtype = call.operands[0].dtype
+        # To join results in the dtype that is computed in, is to copy them once more.
+        whole = dtype == _pipeline.accumulator(self.xp, dtype)
+        blocks = [] if whole else self._blocks(call)
+        return self._run_call(call, blocks, self._gradients, (call.loss, wanted), *seed, mean)
+
+    def _run_call(
+        self,
+        call: Call,
+        blocks: list["_Block"],
+        made: Callable[..., Program],
+        kind: tuple[Any, ...],
+        *first: Any,
+    ) -> list[Array]:
+        """Run the program of this kind on arguments that come first and on those of a call."""
+        if not blocks:
+            return self.run(made, kind, *first, *self._arguments(call))
+        dtype, found = call.operands[0].dtype, []
+        for block in blocks:
+            part = call.with_arguments(tuple(map(block.of, call.arguments())))
+            results = self.run(made, kind, *map(block.of, first), *self._arguments(part))
+            found.append([self._cast(r, dtype) if r.ndim > block.ndim else r for r in results])
+        return [self.xp.concat(parts, axis=blocks[0].axis) for parts in zip(*found, strict=True)]
+
+    def _blocks(self, call: Call) -> list["_Block"]:
+        """Return the blocks of a call of many rows; nothing of others."""
+        if self._kernels.reduces_expressions or not call.loss.rowwise:
+            return []
+        shape, size = call.shape(), math.prod(call.operands[0].shape)
+        if size <= BLOCK or not shape:
+            return []
+        axis = max(range(len(shape)), key=shape.__getitem__)
+        step = max(1, shape[axis] * BLOCK // size)
+        starts = range(0, shape[axis], step)
+        return [_Block(axis, len(shape), slice(start, start + step)) for start in starts]
 
     def run(
         self, made: Callable[..., Program], kind: tuple[Any, ...], *arguments: Any
@@ -106,6 +144,21 @@ class Programs:
         if not is_array or (argument.dtype, dtype) == self._widened:  # which kernels do themselves
             return argument
         return _pipeline.cast(self.xp, argument, dtype)
+
+
+class _Block(NamedTuple):
+    """Some rows: where they are along an axis of the losses, which have so many."""
+
+    axis: int
+    ndim: int
+    rows: slice
+
+    def of(self, values: Any) -> Any:
+        """Return the part of an array that is of these rows, or all of it if it is broadcast."""
+        axis = self.axis + min(0, getattr(values, "ndim", 0) - self.ndim)
+        if axis < 0 or values.shape[axis] == 1:
+            return values
+        return values[(*[slice(None)] * axis, self.rows)]
 
 
 def _call(loss: Loss, arguments: tuple[Any, ...]) -> Call:
