@@ -1,4 +1,7 @@
-"""The pipeline as programs of few kernels, made once for each kind of call."""
+"""The pipeline as programs of few kernels, made once for each kind of call.
+
+Where what is summed along rows lies in memory before, many rows are computed block by block.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +19,7 @@ What is compiled for them, libraries keep by themselves.
 """
 
 BLOCK = 2**24
-"""Entries of a block of rows, where what is to be reduced lies in memory: it is as large."""
+"""Entries of a block of rows: no more of what lies in between is in memory at once."""
 
 ARRAY, NUMBER = "array", "number"
 """What an argument is; if neither, it is known when the program is made."""
