@@ -160,6 +160,23 @@ def test_exported_gradients_take_a_smaller_batch(backend: Backend) -> None:
     assert in_margin.tolist() == [0, 6]
 
 
+def test_exported_gradients_of_rows_take_a_smaller_batch(backend: Backend) -> None:
+    torch = backend.module
+
+    class Module(torch.nn.Module):
+        def forward(self, a: Any, b: Any, y: Any) -> Any:
+            value = xpl.cosine_embedding_loss(a, b, y, reduction="sum")
+            return torch.autograd.grad(value, (a, b))
+
+    a, b = (backend.asarray([v] * 5).requires_grad_() for v in ([3.0, 4.0], [4.0, 3.0]))
+    y, batch = backend.asarray([1] * 5, "int8"), {0: torch.export.Dim("batch", min=1, max=64)}
+    exported = torch.export.export(Module(), (a, b, y), dynamic_shapes=(batch,) * 3, strict=False)
+    found = exported.module()(a[:3], b[:3], y[:3])
+    for gradient, row in zip(found, ([-0.0448, 0.0336], [0.0336, -0.0448]), strict=True):
+        expected = backend.np.asarray([row] * 3)
+        assert backend.tonumpy(gradient) == pytest.approx(expected, rel=2.0**-45)
+
+
 def test_the_first_call_is_a_compiled_one(backend: Backend) -> None:
     """When no engine has been imported yet, and another library has been used."""
     assert backend.module

@@ -26,6 +26,7 @@ FASTER: dict[str, dict[str, Callable[..., Any]]] = {
     "dot": {},
     "moderate": {},
     "rows_divided": {},
+    "once": {},
     "scale": {},
     "root": {},
 }
@@ -137,6 +138,12 @@ def rows_divided(xp: Any, v: Any, size: Any) -> Any:
     """Rows divided by a number each."""
     faster = FASTER["rows_divided"].get(xp.__name__)
     return v / size[..., None] if faster is None else faster(v, size)
+
+
+def once(xp: Any, *numbers: Any) -> tuple[Any, ...]:
+    """Numbers of rows as they are, which nothing is to compute again for each entry."""
+    faster = FASTER["once"].get(xp.__name__)
+    return numbers if faster is None else faster(*numbers)
 
 
 def root(xp: Any, s: Any, p: float) -> tuple[Any, Any]:

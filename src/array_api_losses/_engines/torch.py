@@ -6,8 +6,8 @@ the engine of NumPy, on the same memory, in blocks. On CUDA it runs in kernels o
 `_Eager` is the quick one, for `backward` and `torch.autograd.grad`; `jit` compiles what it calls.
 `Transformed` also knows `jvp` and batching, for `torch.func` and forward mode. `_Compiled` is
 `Transformed` without `jvp`, which `torch.compile` refuses. All hold the arguments, and nothing
-else, between forward and backward; but of rows, and of what is no input and no label,
-`torch.compile` keeps what it chooses to.
+else, between forward and backward; but `torch.compile` keeps numbers of each row, and of what is
+no input and no label what it chooses to.
 """
 
 from contextlib import suppress
@@ -55,6 +55,23 @@ def _steep(d: Any) -> Any:
     return torch.sign(d) + torch.clamp(d, 0, 0)
 
 
+def _moderate(v: Any) -> tuple[Any, Any, Any]:
+    # Sizes have reciprocals that are neither 0 nor infinite; and nothing comes after the reduction,
+    # else what is compiled for a CPU reads the rows once more.
+    tiny = torch.finfo(v.dtype).tiny
+    sizes = torch.clamp(torch.abs(v.detach()), tiny, 1 / tiny)
+    size = torch.amax(sizes, -1) if v.shape[-1] else torch.sum(sizes, -1) + 1
+    u = v * (1 / size)[..., None]
+    return u, size, torch.sum(u * u, -1)
+
+
+def _once(*numbers: Any) -> Any:
+    # What is compiled for a GPU has the row, and all of its numbers, at hand.
+    if torch.compiler.is_compiling() and numbers[0].is_cpu:
+        return torch.stack(numbers).unbind()
+    return numbers
+
+
 def _total(values: Any, dtype: Any) -> Any:
     if not torch.compiler.is_compiling():
         values = values.contiguous()  # else PyTorch adds one element after another
@@ -75,6 +92,8 @@ def _wide(values: Any, dtype: Any) -> Any:
 FASTER["steep"][xp.__name__] = FASTER["sign"][xp.__name__] = _steep
 FASTER["select"][xp.__name__] = _select
 FASTER["zero"][xp.__name__] = torch.zeros_like
+FASTER["moderate"][xp.__name__] = _moderate
+FASTER["once"][xp.__name__] = _once
 FASTER["scale"][xp.__name__] = torch.Tensor.detach
 FASTER["total"][xp.__name__] = _total
 FASTER["over"][xp.__name__] = _over

@@ -25,6 +25,7 @@ from array_api_losses._primitives import (
     dot,
     except_where,
     moderate,
+    once,
     root,
     rows_divided,
     select,
@@ -68,11 +69,11 @@ def _slopes(
 
     def in_vector(i: int) -> Array:
         own, other = vectors[i], vectors[1 - i]
+        square = _divisor(xp, squares[i])
         # 0 where the vector is so short that the dtype cannot hold its gradient.
-        own_turn = except_where(xp, xp.isinf(turn / sizes[i]), 0, turn)
+        own_turn = except_where(xp, xp.isinf(turn / (sizes[i] * xp.sqrt(square))), 0, turn)
         # In one order of operations, so that the two are the same where the vectors are.
-        towards = own_turn / norms
-        along = own_turn * cosine / _divisor(xp, squares[i])
+        towards, along = once(xp, own_turn / norms, own_turn * cosine / square)
         gradient = towards[..., None] * other - along[..., None] * own
         return rows_divided(xp, gradient, sizes[i])  # earlier, a step in between could overflow
 
