@@ -175,7 +175,8 @@ def length_and_slope(xp: Any, v: Any, p: float, *, slope: bool = True) -> tuple[
     if p == EUCLIDEAN:
         u, size, squares = moderate(xp, v)
         norm, reciprocal = root(xp, squares, p)
-        return size * norm, u, reciprocal
+        # Not `u`, which PyTorch, compiled, would hold until the backward pass.
+        return size * norm, rows_divided(xp, v, size) if slope else None, reciprocal
     if p == 1:
         norm = xp.sum(xp.abs(v), axis=-1)
         return norm, sign(xp, v) if slope else None, 1

@@ -67,15 +67,14 @@ def _slopes(
         share = (xp.maximum(xp.minimum(steep(xp, other - far), nil + 1), nil - 1) + 1) / 2
         far, by_ac, by_bc = xp.minimum(far, other), by_ac * share, by_bc * (1 - share)
     active = xp.minimum(xp.maximum(steep(xp, near - far + margin), nil), nil + 1) * factor
-    in_ab = in_ab * (active * by_ab)[..., None]
-    in_ac = in_ac * (active * by_ac)[..., None]
-    in_b, in_c = in_ab, in_ac
+    in_b = in_ab = in_ab * (-active * by_ab)[..., None]
+    in_c = in_ac = in_ac * (active * by_ac)[..., None]
     if swap:
         in_bc = in_bc * (active * by_bc)[..., None]
-        in_b, in_c = in_ab + in_bc, in_ac + in_bc
+        in_b, in_c = in_ab - in_bc, in_ac + in_bc
     return (
-        in_ab - in_ac if wanted[0] else None,
-        -in_b if wanted[1] else None,
+        -(in_ab + in_ac) if wanted[0] else None,
+        in_b if wanted[1] else None,
         in_c if wanted[2] else None,
         active if wanted[3] else None,
     )
