@@ -6,8 +6,8 @@ the engine of NumPy, on the same memory, in blocks. On CUDA it runs in kernels o
 `_Eager` is the quick one, for `backward` and `torch.autograd.grad`; `jit` compiles what it calls.
 `Transformed` also knows `jvp` and batching, for `torch.func` and forward mode. `_Compiled` is
 `Transformed` without `jvp`, which `torch.compile` refuses. All hold the arguments, and nothing
-else, between forward and backward; but `torch.compile` keeps numbers of each row, and of what is
-no input and no label what it chooses to.
+else, between forward and backward; but `torch.compile` keeps numbers of each row, quotients for p
+other than 1, 2 and infinity, and of what is no input and no label what it chooses to.
 """
 
 from contextlib import suppress
@@ -22,7 +22,7 @@ from array_api_losses import _derivatives, _pipeline
 from array_api_losses._engines import BY_TYPE
 from array_api_losses._engines.plain import Plain
 from array_api_losses._loss import Array, Call, Loss
-from array_api_losses._primitives import FASTER
+from array_api_losses._primitives import FASTER, largest
 
 NUMPY: Any = None
 with suppress(ImportError):  # PyTorch does not need NumPy
@@ -59,8 +59,7 @@ def _moderate(v: Any) -> tuple[Any, Any, Any]:
     # Sizes have reciprocals that are neither 0 nor infinite; and nothing comes after the reduction,
     # else what is compiled for a CPU reads the rows once more.
     tiny = torch.finfo(v.dtype).tiny
-    sizes = torch.clamp(torch.abs(v.detach()), tiny, 1 / tiny)
-    size = torch.amax(sizes, -1) if v.shape[-1] else torch.sum(sizes, -1) + 1
+    size = largest(xp, torch.clamp(torch.abs(v.detach()), tiny, 1 / tiny))
     u = v * (1 / size)[..., None]
     return u, size, torch.sum(u * u, -1)
 
