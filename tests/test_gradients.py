@@ -212,6 +212,20 @@ def test_many_half_precision_losses_meet_their_mean_unrounded(backend: Backend) 
     assert _slopes_in_the_weight(backend, routes.ROUTES["vjp"], n) == {-1 / n, 1 / n}
 
 
+@pytest.mark.parametrize(("dtype", "columns"), [("float32", 4), ("float64", 8)])
+def test_inputs_that_lie_unlike(backend: Backend, dtype: str, columns: int) -> None:
+    """NumPy before 2.5 negates wrongly what it reads, and writes, so many elements apart."""
+    backend.require("large")
+    np, n = backend.np, 70_000
+    rng = np.random.default_rng(7)
+    a, b = rng.integers(-8, 9, (n, columns)) / 8, rng.integers(-8, 9, (columns, n)) / 8
+    y = rng.choice([-1, 1], (columns, n))
+    x = backend.xp.permute_dims(backend.asarray(a, dtype), (1, 0))
+    arguments = x, backend.asarray(b, dtype), backend.asarray(y, "int8"), 0.5, "sum"
+    _, gradient = xpl.value_and_grad(xpl.margin_ranking_loss)(*arguments)
+    np.testing.assert_array_equal(backend.tonumpy(gradient), np.where(y * (a.T - b) < 0.5, -y, 0))
+
+
 @pytest.mark.reverse_mode
 def test_a_nan_stays_where_it_is(backend: Backend, route: Route) -> None:
     case = Case((4,), {"input": [NAN, NAN, 0.5, 0.5]}, [1.0, -1.0, 1.0, -1.0], reduction="sum")

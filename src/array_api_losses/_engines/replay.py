@@ -282,7 +282,12 @@ class Room:
         laid, copied, taken = self._laid.copy(), [], set()
         for i, output in outputs.items():
             slot = self._tape.slot_of(i)
-            if slot is None or slot in taken or laid[slot].dtype != output.dtype:
+            if (
+                slot is None
+                or slot in taken
+                or laid[slot].dtype != output.dtype
+                or not output.flags.c_contiguous  # there `negative` goes wrong, before NumPy 2.5
+            ):
                 copied.append(i)
             else:
                 laid[slot] = output
