@@ -39,6 +39,28 @@ def test_unknown_sizes_do_not_broadcast(backend: Backend) -> None:
                 lazy.compute()
 
 
+@pytest.mark.parametrize("chunks", [(1, 0), (0, 1, 0)])
+def test_one_element_beside_empty_chunks(backend: Backend, chunks: tuple[int, ...]) -> None:
+    """As of a filter that one pair passes: Dask would broadcast it to the other chunks."""
+    np, da = backend.np, backend.module
+    one = np.asarray([[1.0, 2.0, 4.0]])
+    pairs = np.asarray([0.5]), np.asarray([-1.0]), np.asarray([1.25]), np.asarray([3.0])
+    triplets = one, one + 1, 2 - one, np.asarray([9.0]), np.asarray([3.0])
+    for function, arrays in [(loss, pairs), (xpl.triplet_margin_loss, triplets)]:
+        *arguments, weight = [da.from_array(a, chunks=(chunks, *a.shape[1:])) for a in arrays]
+        wanted = (0, len(arguments) - 1, "weight")
+        for reduction in ("none", "sum", "mean"):
+            options = {"reduction": reduction}
+            value, gradients = xpl.value_and_grad(function, wanted)(
+                *arguments, weight=weight, **options
+            )
+            expected, slopes = xpl.value_and_grad(function, wanted)(
+                *arrays[:-1], weight=arrays[-1], **options
+            )
+            for lazy, array in zip((value, *gradients), (expected, *slopes), strict=True):
+                np.testing.assert_array_equal(lazy.compute(), array)
+
+
 def test_no_warning_where_the_sums_of_chunks_overflow(backend: Backend) -> None:
     x = backend.module.full(8, 1.5e308, chunks=2)
     one = backend.module.ones(8, chunks=2)

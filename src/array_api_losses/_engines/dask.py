@@ -24,7 +24,6 @@ class Dask(Plain):
     """Maps over chunks; the graph grows linearly with their number."""
 
     def value(self, call: Call) -> Array:
-        call = _of_whole_rows(call)
         if call.reduction == "none":
             return _map(_losses, call, call.arguments())
         return _finished(call, _sums(call), call.operands[0].dtype)
@@ -32,7 +31,6 @@ class Dask(Plain):
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
-        call = _of_whole_rows(call)
         value = self.value(call) if cotangent is None else None
         mean = weights = None
         if call.reduction == "mean":
@@ -51,18 +49,6 @@ class Dask(Plain):
             gradient = _map(_gradient, call, arguments, wide=True, rows=rows, wanted=only)
             found.append(_summed_to(gradient, argument))
         return value, tuple(found)
-
-
-def _of_whole_rows(call: Call) -> Call:
-    """Return the call with no row cut into several chunks."""
-    if not call.loss.rowwise:
-        return call
-    count = len(call.loss.inputs)
-    inputs = [
-        argument if argument.numblocks[-1] == 1 else argument.rechunk({-1: -1})
-        for argument in call.operands[:count]
-    ]
-    return call._replace(operands=(*inputs, *call.operands[count:]))
 
 
 def _map(
@@ -84,9 +70,12 @@ def _map(
     index = full[: len(call.shape())]
     pairs: list[Any] = []
     for i, argument in enumerate(arguments):
-        own = full if call.loss.has_rows(i) else index
-        lazy = hasattr(argument, "dask")
-        pairs += [argument, own[len(own) - argument.ndim :] if lazy else None]
+        if hasattr(argument, "dask"):
+            whole = call.loss.has_rows(i)
+            own = full if whole else index
+            pairs += [_merged(argument, rows=whole), own[len(own) - argument.ndim :]]
+        else:
+            pairs += [argument, None]
     dtype = _pipeline.accumulator(da, first.dtype) if folded or wide else first.dtype
     out = (*index, first.ndim) if folded else full if rows else index
     return da.blockwise(
@@ -101,6 +90,17 @@ def _map(
         concatenate=True,  # of the chunks of a row, of which there is one
         **options,
     )
+
+
+def _merged(argument: Array, *, rows: bool) -> Array:
+    """Return the array with no row in several chunks, and no axis of length 1 either.
+
+    Of such an axis with an empty chunk beside the other, Dask would broadcast the one to both.
+    """
+    last = argument.ndim - 1
+    cut = [axis for axis, count in enumerate(argument.numblocks) if count > 1]
+    whole = {axis: -1 for axis in cut if argument.shape[axis] == 1 or (rows and axis == last)}
+    return argument.rechunk(whole) if whole else argument
 
 
 def _sums(call: Call) -> Array:
