@@ -205,6 +205,13 @@ def test_huge_and_tiny_distances(backend: Backend, p: float, scale: float) -> No
     assert math.isclose(near, norm * scale, rel_tol=1e-5)
 
 
+@pytest.mark.library("numpy", "torch")
+def test_a_power_whose_reciprocal_is_nothing(backend: Backend) -> None:
+    """In float32; other libraries warn of it."""
+    a, o = backend.asarray([[3.0, 4.0]], "float32"), backend.asarray([[0.0, 0.0]], "float32")
+    assert backend.tolist(backend.call(triplet, a, o, a, 0.0, 1e300, 0.0)) == [4]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_is_computed_in_float32(backend: Backend, dtype: str) -> None:
     """Epsilon is not lost, nor do long rows overflow or lose digits."""

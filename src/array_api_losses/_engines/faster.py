@@ -117,9 +117,11 @@ def _quotients_into(v: Any, size: Any, out: Any) -> None:
 
 
 def _root(s: Any, p: float) -> tuple[Any, Any]:
-    # Nothing differentiates this, so that 0 may stand under the root.
-    found = np.sqrt(s) if p == EUCLIDEAN else s ** (1 / p)
-    return found, _except_where(s == 0, s, 1 / found)
+    # Nothing differentiates this, so that 0 may stand under the root. Its power is 1 where 1 / p is
+    # too small for the dtype.
+    zero = s == 0
+    found = np.sqrt(s) if p == EUCLIDEAN else _except_where(zero, s, s ** (1 / p))
+    return found, _except_where(zero, s, 1 / found)
 
 
 def _total(values: Any, dtype: Any) -> Any:
