@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from types import ModuleType
@@ -109,6 +110,29 @@ BAD: dict[str, tuple[Make, type[Exception], str]] = {
         ValueError,
         "`input` has shape (4,) but `label` has shape (4, 1). Broadcasting would compare 16 pairs,"
         " not 4. Reshape one of them, e.g. `label = xp.reshape(label, input.shape)`.",
+    ),
+    "transposed labels": (
+        lambda b: {
+            "input": b.asarray([[[0.5] * 4] * 3] * 2, "float32"),
+            "label": b.asarray([[[1.0] * 2] * 4] * 3, "float32"),
+        },
+        ValueError,
+        "`input` has shape (2, 3, 4) but `label` has shape (3, 4, 2). If its axes are in another"
+        " order, change it: `label = xp.permute_dims(label, (2, 0, 1))`.",
+    ),
+    "as many labels": (
+        lambda b: {
+            "input": b.asarray([[0.5] * 4] * 3, "float32"),
+            "label": b.asarray([[1.0] * 2] * 6, "float32"),
+        },
+        ValueError,
+        "`input` has shape (3, 4) but `label` has shape (6, 2). They must be the same.",
+    ),
+    "flat labels": (
+        lambda b: {"input": b.asarray([[0.5] * 4] * 3, "float32"), "label": _y(b, 12)},
+        ValueError,
+        "`input` has shape (3, 4) but `label` has shape (12,). Reshape one of them, e.g."
+        " `label = xp.reshape(label, input.shape)`.",
     ),
     "one label": (
         _call(label=_of([1.0], "float32")),
@@ -749,6 +773,8 @@ def test_suggested_conversions(backend: Backend) -> None:
     assert backend.tolist(loss(x, label)) == [2.0]
     column = xp.reshape(label, (4, 1))
     assert backend.tolist(loss(x, xp.reshape(column, x.shape))) == [2.0]
+    turned = xp.permute_dims(xp.broadcast_to(label, (2, 3, 4)), (1, 2, 0))
+    assert xp.permute_dims(turned, (2, 0, 1)).shape == (2, 3, 4)
     one = backend.asarray([1], "int8")
     assert backend.tolist(loss(x, xp.broadcast_to(one, x.shape))) == [2.5]
     weight = xp.astype(backend.asarray([1, 1, 1, 0], "int64"), x.dtype)
@@ -961,6 +987,22 @@ def test_floats_that_are_too_long_or_too_short(backend: Backend) -> None:
         x, found = _x(backend).to(backend.module.float8_e4m3fn), "float8_e4m3fn"
     text = f"`input` has dtype {found}; it must be float16, bfloat16, float32 or float64."
     _check(loss, {"input": x, "label": _y(backend)}, NAME + text, TypeError)
+
+
+@pytest.mark.library("numpy")
+def test_a_dtype_of_which_numpy_does_not_know_the_kind(backend: Backend) -> None:
+    text = backend.np.asarray(["1", "-1"], backend.np.dtypes.StringDType())
+    with pytest.raises(TypeError, match=r"^hinge_embedding_loss: `input` has dtype String.*; it"):
+        loss(text, _y(backend, 2))
+    with pytest.raises(TypeError, match=r"^hinge_embedding_loss: `label` has dtype String.*; it"):
+        loss(_x(backend, 2), text)
+
+
+def test_the_largest_number_is_finite(backend: Backend) -> None:
+    backend.require("float64")
+    most = int(sys.float_info.max)
+    x, y = backend.asarray([0.0]), backend.asarray([-1], "int8")
+    assert backend.tolist(loss(x, y, most)) == [most]
 
 
 def test_instances_are_named_in_errors(backend: Backend) -> None:

@@ -151,6 +151,14 @@ def test_a_random_key_is_no_input(backend: Backend, label: Any) -> None:
             loss(*arguments)
 
 
+def test_bfloat16_in_numpy(backend: Backend, label: Any) -> None:
+    x = backend.np.asarray(backend.asarray([0.5] * 5, "bfloat16"))
+    text = "`input` has dtype bfloat16; it must be float16, float32 or float64."
+    with pytest.raises(TypeError) as caught:
+        loss(x, backend.np.asarray(label))
+    assert str(caught.value) == f"hinge_embedding_loss: {text}"
+
+
 def test_export_of_any_batch(backend: Backend) -> None:
     """With weights, too."""
     import jax

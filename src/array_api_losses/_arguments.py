@@ -57,8 +57,10 @@ def check_number(
         raise TypeError(msg)
     # Not `isfinite`, which TorchDynamo cannot ask of a traced number. A NaN fails all of these.
     number: Any = value
-    limit = _LARGEST if isinstance(value, numbers.Rational) else math.inf
-    if not (-limit < number < limit and low <= number <= high):
+    finite = -math.inf < number < math.inf
+    if isinstance(value, numbers.Rational):
+        finite = -_LARGEST <= number <= _LARGEST
+    if not (finite and low <= number <= high):
         needed = "a finite number is needed"
         if low > -math.inf:
             needed = f"it must be between {low} and {high}"

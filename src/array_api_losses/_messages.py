@@ -5,7 +5,14 @@ import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from array_api_losses._arguments import BEFORE_REDUCTION, dtype_name, is_real, kind_of, unknown
+from array_api_losses._arguments import (
+    BEFORE_REDUCTION,
+    FORMATS,
+    dtype_name,
+    is_real,
+    kind_of,
+    unknown,
+)
 from array_api_losses._engines import masked, nested
 
 if TYPE_CHECKING:
@@ -163,8 +170,12 @@ def fail_shape(
         pairs, found = math.prod(joint[:axes]), math.prod(shape[: len(shape) - vectors])
         if pairs != found:
             msg += f" Broadcasting would compare {pairs} pairs, not {found}."
-    if size == partner:
+    in_order = [n for n in shape if n != 1] == [n for n in other if n != 1]
+    if size == partner and (in_order or 1 in {len(shape), len(other)}):
         msg += f" Reshape one of them, e.g. `{argument} = xp.reshape({argument}, {needed})`."
+    elif sorted(shape) == sorted(other):
+        turned = f"xp.permute_dims({argument}, {_axes(shape, other)})"
+        msg += f" If its axes are in another order, change it: `{argument} = {turned}`."
     elif joint == shape:
         msg += f" If that is meant, say so: `{argument} = xp.broadcast_to({argument}, {needed})`."
     elif joint == other and not rows:
@@ -175,6 +186,12 @@ def fail_shape(
     else:
         msg += f" {'It must be that of the rows' if rows else 'They must be the same'}."
     raise ValueError(msg)
+
+
+def _axes(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
+    """Return an order of the axes of another shape in which it is this one."""
+    left = [*range(len(other))]
+    return tuple(left.pop([other[axis] for axis in left].index(size)) for size in shape)
 
 
 def _broadcast(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -207,10 +224,11 @@ def fail_label_dtype(name: str, argument: str, kind: str, dtype: Any) -> NoRetur
 
 
 def fail_input_dtype(name: str, argument: str, kind: str, dtype: Any) -> NoReturn:
-    needed = (
-        "float16, bfloat16, float32 or float64" if "float" in dtype_name(dtype) else "real floating"
-    )
-    msg = f"{name}: `{argument}` has dtype {dtype_name(dtype)}; it must be {needed}."
+    found, needed = dtype_name(dtype), "real floating"
+    if "float" in found:  # without bfloat16, if it is that of another library
+        *some, last = [name for name in FORMATS if name != found]
+        needed = f"{', '.join(some)} or {last}"
+    msg = f"{name}: `{argument}` has dtype {found}; it must be {needed}."
     if kind == "complex floating":
         msg += f" Take what you mean, e.g. `{argument} = xp.abs({argument})`."
     elif not kind.startswith("other"):
