@@ -22,9 +22,8 @@ MORE_NAMES: tuple[str, ...] = ("torch:cuda", "jax:cuda")
 """The same libraries on another device, for `pytest --backend` by hand."""
 
 #             reads labels: a wrong label raises; elsewhere its loss is NaN
-#             half, bfloat16: the library has the dtype
+#             float16, bfloat16, float64: the library has the dtype
 #             subnormals: they are kept, not flushed to zero
-#             scalar arrays: a reduction gives an array, not a NumPy scalar
 #             silent: no warning of its own where float16 overflows or infinities meet
 #             devices: it has more than one that a test can use
 #             eager: values are computed within the call
@@ -32,6 +31,7 @@ MORE_NAMES: tuple[str, ...] = ("torch:cuda", "jax:cuda")
 #             exact quotients: the root of a square, and a quotient of equals, are exact
 #             accelerator: the device works while the caller goes on; also the rows of `MORE_NAMES`
 #             scalars: a scalar that the library gives back is an array like others
+#             own autodiff: it differentiates by itself
 FEATURES: dict[str, dict[str, bool]] = {
     "reads labels": {"numpy": True, "strict": True, "torch": True, "jax": True, "dask": False, "cupy": False},
     "float16": {"numpy": True, "strict": False, "torch": True, "jax": True, "dask": True, "cupy": True},

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -408,11 +409,48 @@ def test_threads_of_the_caller_keep_out_of_each_other(backend: Backend) -> None:
 
 
 def test_errors_of_other_threads() -> None:
+    """They come when all are done: the caller may use the memory again."""
     from array_api_losses._engines import threads
 
+    done = []
+
+    def work(start: int, stop: int) -> float:
+        quotient = 1 / start
+        time.sleep(0.05)
+        done.append(start)
+        return quotient
+
     with pytest.raises(ZeroDivisionError):
-        threads.shared(lambda a, b: a / (b - 2), [0, 1, 2])
-    assert threads.shared(lambda a, b: a / (b - 3), [0, 1, 2]) == [0, -1]
+        threads.shared(work, [1, 0, 2, 3])
+    assert sorted(done) == [1, 2]
+    assert threads.shared(work, [1, 2, 3]) == [1, 1 / 2]
+
+
+@pytest.mark.parametrize(("processors", "own"), [(2, True), (6, False)])
+def test_each_thread_keeps_to_a_processor(
+    monkeypatch: pytest.MonkeyPatch, processors: int, own: bool
+) -> None:
+    """Where there are no more processors than threads."""
+    from array_api_losses._engines import threads
+
+    pinned: list[set[int]] = []
+    allowed = frozenset(range(processors))
+    monkeypatch.setattr(threads, "_PIN", lambda _, processors: pinned.append(processors))
+    count = min(processors, threads.MOST)
+    all_there = threading.Barrier(count)
+    pool = threads._Pool(allowed)
+    pool.map(lambda *_: all_there.wait(60), [(0, 1)] * count)
+    assert sorted(pinned, key=min) == ([{0}, {1}] if own else [set(allowed)] * count)
+
+
+def test_what_needs_no_division_is_copied(backend: Backend) -> None:
+    """Where the formula still needs the rows themselves."""
+    from array_api_losses._engines import faster
+
+    np = backend.np
+    rows, found = np.asarray([[1.0, 2.0], [3.0, 4.0]]), np.zeros((2, 2))
+    faster._quotients_into(rows, faster._ONE[rows.dtype], found)
+    np.testing.assert_array_equal(found, rows)
 
 
 def test_a_wrong_label_in_a_later_part(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What PyTorch does on CUDA: kernels of its jiterator. On the CPU a compiler stands in for that."""
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -77,6 +78,30 @@ def test_nothing_is_computed_twice(
     wanted = (*LOSSES[name].inputs, "weight")
     xpl.value_and_grad(case.function, wanted)(**arrays, reduction="sum")
     assert launched[-1] == f"gradients {kernels}"
+
+
+def test_what_nobody_needs_any_more_is_let_go(
+    backend: Backend, launched: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from array_api_losses._engines import program
+
+    launch, results, living = program._launch, [], []
+
+    def noting(*arguments: Any) -> Any:
+        found = launch(*arguments)
+        results.extend(map(weakref.ref, found))
+        living.append(sum(result() is not None for result in results))
+        return found
+
+    monkeypatch.setattr(program, "_launch", noting)
+    for case in fixed_cases(loss="triplet_margin_loss"):
+        arrays = case.arrays(backend)
+        value, pullback = xpl.vjp(case.function, **arrays, **case.keywords)
+        results.clear()
+        launched.clear()
+        pullback(value)
+        assert len(launched) == 1  # program, of several kernels
+        assert living[-1] < len(results)
 
 
 @pytest.mark.parametrize(("dtype", "gradients"), [("float16", 2), ("float32", 1)])

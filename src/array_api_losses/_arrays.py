@@ -1,6 +1,7 @@
-"""What the arrays of a call must agree on.
+"""What the arguments of a call must agree on.
 
-Everything is checked here before anything is computed, and nothing is moved, cast or written to.
+All but the values of labels is checked before anything is computed, and nothing is moved or written
+to.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,7 @@ def agree(call: "Call") -> tuple["Plain", "Call"]:
     if traits is None:
         return _checked(call)
     shapes = None if _of_one_shape(loss, arrays) else tuple([array.shape for array in arrays])
-    seen = loss, reduction, compiled, parameters, weight is None, traits, shapes
+    seen = loss, reduction, compiled, parameters, traits, shapes
     known = _AGREED.get(seen)
     if known is not None:
         engine, rounded = known

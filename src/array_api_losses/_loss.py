@@ -82,10 +82,6 @@ class Loss:
         """Whether an operand has the last axis that losses do not have."""
         return self.rowwise and position < len(self.inputs)
 
-    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape of the losses for inputs of a shape."""
-        return shape[:-1] if self.rowwise else shape
-
 
 _LIVING: WeakValueDictionary[tuple[Any, ...], Loss] = WeakValueDictionary()
 
@@ -135,7 +131,8 @@ class Call(NamedTuple):
 
     def shape(self) -> tuple[int, ...]:
         """The shape of the losses."""
-        return self.loss.shape(self.operands[0].shape)
+        shape: tuple[int, ...] = self.operands[0].shape
+        return shape[:-1] if self.loss.rowwise else shape
 
 
 def evaluated_early(function: Callable[P, None]) -> Callable[P, None]:

@@ -209,12 +209,11 @@ class Numba(NumPy):
 
 def _fits(call: Call) -> bool:
     """Whether the loop is made for a call."""
-    loss, operands, at = call.loss, call.operands, call.loss.first_parameter
-    if loss.rowwise or loss.label is None or call.weight is not None:
-        return False
+    operands, at = call.operands, call.loss.first_parameter
     label = call.label().dtype
     return (
-        (label.kind == "i" or label in DTYPES)
+        call.weight is None
+        and (label.kind == "i" or label in DTYPES)
         and not any(isinstance(parameter, np.ndarray) for parameter in operands[at:])
         and operands[0].dtype in DTYPES
         and all(a.flags.c_contiguous and a.dtype.isnative for a in operands[:at])

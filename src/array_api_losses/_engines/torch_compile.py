@@ -1,7 +1,7 @@
 """PyTorch, for `jit`: forward, and backward, each through `torch.compile`."""
 
 from dataclasses import replace
-from functools import cache
+from functools import lru_cache
 from types import FunctionType
 from typing import Any
 
@@ -19,6 +19,9 @@ from array_api_losses._engines.torch import (
     watched,
 )
 from array_api_losses._loss import Array, Call, Loss
+
+MOST_COMPILED = 256
+"""So many kinds of call are kept: norms and the like are constants in them."""
 
 
 class _ThroughCompile(Torch):
@@ -57,7 +60,7 @@ class _ThroughCompile(Torch):
         return found
 
 
-@cache
+@lru_cache(MOST_COMPILED)
 def _compiled(function: FunctionType, *kind: Any) -> Any:
     """Compile a copy of the function: PyTorch gives up on one that sees too many kinds of call."""
     code = function.__code__.replace(co_name=f"{function.__name__}_{abs(hash(kind))}")
@@ -95,7 +98,7 @@ def _without_numbers(call: Call) -> Call:
     return call._replace(loss=loss, operands=operands)
 
 
-@cache
+@lru_cache(MOST_COMPILED)
 def _sure(loss: Loss) -> Loss:
     """Return the loss without the check of parameters, which numbers have passed already."""
     return replace(loss, sure=True)

@@ -28,7 +28,7 @@ from array_api_losses._loss import (
     loss_class,
     loss_function,
 )
-from array_api_losses._primitives import length, length_and_slope, steep, zeros
+from array_api_losses._primitives import length, length_and_slope, sign, steep, zeros
 
 _KNOWN = SimpleNamespace()
 """Losses by their options: attributes, since TorchDynamo sees a dict as it was at first."""
@@ -64,7 +64,7 @@ def _slopes(
     nil = zeros(xp, near)
     if swap:
         other, in_bc, by_bc = length_and_slope(xp, b - c + epsilon, p)
-        share = (xp.maximum(xp.minimum(steep(xp, other - far), nil + 1), nil - 1) + 1) / 2
+        share = (sign(xp, other - far) + 1) / 2
         far, by_ac, by_bc = xp.minimum(far, other), by_ac * share, by_bc * (1 - share)
     active = xp.minimum(xp.maximum(steep(xp, near - far + margin), nil), nil + 1) * factor
     in_b = in_ab = in_ab * (-active * by_ab)[..., None]
