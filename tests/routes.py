@@ -97,6 +97,13 @@ def _func_jacfwd(scalar: Callable[[Any], Any], x: Any) -> Any:
     return torch.func.jacfwd(scalar)(x)
 
 
+def _func_jacfwd_vmap(scalar: Callable[[Any], Any], x: Any) -> Any:
+    """Forward mode around `vmap`."""
+    import torch
+
+    return torch.func.jacfwd(lambda x: torch.vmap(scalar)(torch.stack([x + 1, x]))[1])(x)
+
+
 def _func_vmap(scalar: Callable[[Any], Any], x: Any) -> Any:
     """Per-sample gradients: two copies, of which the second is returned."""
     import torch
@@ -175,6 +182,7 @@ ROUTES: dict[str, Route] = {
 FORWARD_ROUTES: dict[str, Route] = {
     "torch-func.jvp": _torch(_func_jvp),
     "torch-func.jacfwd": _torch(_func_jacfwd),
+    "torch-jacfwd(vmap)": _torch(_func_jacfwd_vmap),
     "torch-forward_ad": _torch(_dual),
     "jax-jacfwd": _jax(_jax_forward),
 }

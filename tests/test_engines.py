@@ -372,6 +372,32 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_a_call_while_the_interpreter_ends() -> None:
+    """Then the other threads no longer run."""
+    code = """
+from functools import partial
+import numpy as np
+from array_api_losses import hinge_embedding_loss
+from array_api_losses._engines import threads
+
+threads._processors = partial(frozenset, {0, 1})  # and nothing that refers to this module
+x = np.ones(2**20)
+
+class AtEnd:
+    def __init__(self):
+        self.function, self.arrays = hinge_embedding_loss, (x, x)
+
+    def __del__(self):
+        print(self.function(*self.arrays))
+
+kept = AtEnd()
+assert hinge_embedding_loss(x, x) == 1
+"""
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, check=True, timeout=60, capture_output=True, text=True)
+    assert ended.stdout.strip() == "1.0", ended.stderr
+
+
 @pytest.mark.parametrize("started", [0, 1])
 def test_a_system_that_refuses_threads(monkeypatch: pytest.MonkeyPatch, started: int) -> None:
     """Those that there are do the work, wherever they may run, or else the caller does."""

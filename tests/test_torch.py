@@ -69,6 +69,32 @@ def test_hessian(backend: Backend, arguments: dict[str, Any]) -> None:
             backend.module.testing.assert_close(one[a][b], one[b][a].T)
 
 
+@pytest.mark.parametrize("name", ["hinge_embedding_loss", "cosine_embedding_loss"])
+def test_forward_mode_around_vmap(backend: Backend, name: str) -> None:
+    """Of second order, too, and of what only the weight is mapped over."""
+    torch, func, function = backend.module, backend.module.func, getattr(xpl, name)
+    rng = backend.np.random.default_rng(8)
+    a, b, w = (
+        backend.asarray(rng.uniform(0.1, 0.9, shape)) for shape in ((2, 4, 3), (4, 3), (2, 4))
+    )
+    y = backend.asarray([1, -1, 1, -1], "int8")
+    others = (y,) if LOSSES[name].inputs == ("input",) else (b, y)
+    a = a[..., 0] if len(others) == 1 else a
+
+    def losses(a: Any) -> Any:
+        return torch.vmap(lambda a, w: function(a, *others, weight=w))(a, w)
+
+    torch.testing.assert_close(func.jacfwd(losses)(a), func.jacrev(losses)(a))
+    expected = func.jacrev(func.jacrev(losses))(a)
+    for outer, inner in itertools.product((func.jacfwd, func.jacrev), repeat=2):
+        torch.testing.assert_close(outer(inner(losses))(a), expected)
+
+    def weighted(a: Any) -> Any:
+        return torch.vmap(lambda w: function(a, *others, weight=w))(w)
+
+    torch.testing.assert_close(func.jacfwd(weighted)(a[0]), func.jacrev(weighted)(a[0]))
+
+
 def test_vmap_over_labels_cannot_read_them(backend: Backend) -> None:
     torch = backend.module
     x = backend.asarray([[1.0, 2.0], [3.0, 4.0]])

@@ -1,6 +1,7 @@
 """Threads that stay, since one takes longer to start than a block takes to compute."""
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -95,7 +96,7 @@ def allowed(elements: int) -> int:
 def shared(work: Callable[[int, int], T], cuts: list[int]) -> list[T]:
     """Return `work(start, stop)` for neighbouring cuts, each in a thread of its own if it can."""
     parts = [*pairwise(cuts)]
-    if len(parts) > 1:
+    if len(parts) > 1 and not sys.is_finalizing():  # then other threads no longer run
         key = _processors()
         pool = _POOLS.get(key) or _POOLS.setdefault(key, _Pool(key))
         if pool.threads:

@@ -158,8 +158,17 @@ class Transformed(_Compiled):
         # PyTorch switches forward mode off in here, so that a forward pass around this one would
         # silently see zeros (pytorch#197867). With it on, this level must be taken off the tensors.
         with forward_ad._set_fwd_grad_enabled(mode=True):
-            saved = tuple(t if t is None else unpack_dual(t).primal for t in ctx.saved_tensors)
+            saved = tuple(t if t is None else _primal(t) for t in ctx.saved_tensors)
             return _derivatives.pushforward(xp, ctx.static.call(saved), tangents, ENGINE.run)
+
+
+def _primal(tensor: Any) -> Any:
+    """Return a tensor without its tangent, also within `vmap`, which has no rule for that."""
+    functorch = torch._C._functorch
+    if not functorch.is_batchedtensor(tensor):
+        return unpack_dual(tensor).primal
+    axis, level = functorch.maybe_get_bdim(tensor), functorch.maybe_get_level(tensor)
+    return functorch._add_batch_dim(_primal(functorch.get_unwrapped(tensor)), axis, level)
 
 
 class _Eager(torch.autograd.Function):
