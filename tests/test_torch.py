@@ -69,6 +69,19 @@ def test_hessian(backend: Backend, arguments: dict[str, Any]) -> None:
             backend.module.testing.assert_close(one[a][b], one[b][a].T)
 
 
+@pytest.mark.parametrize("kind", ["float64", "float32", "int64"])
+def test_a_scalar_of_numpy_in_compiled_code(
+    backend: Backend, arguments: dict[str, Any], kind: str
+) -> None:
+    """As of `numpy.linspace`. TorchDynamo takes it for an array, so that it breaks the graph."""
+    x, label = arguments["input"], arguments["label"]
+    margin = getattr(backend.np, kind)(2)
+    for function in (xpl.HingeEmbeddingLoss(margin), lambda x, y: loss(x, y, margin)):
+        backend.module.compiler.reset()
+        compiled = backend.module.compile(function, backend="eager")
+        backend.module.testing.assert_close(compiled(x, label), loss(x, label, 2.0))
+
+
 @pytest.mark.parametrize("name", ["hinge_embedding_loss", "cosine_embedding_loss"])
 def test_forward_mode_around_vmap(backend: Backend, name: str) -> None:
     """Of second order, too, and of what only the weight is mapped over."""
