@@ -69,6 +69,25 @@ def test_hessian(backend: Backend, arguments: dict[str, Any]) -> None:
             backend.module.testing.assert_close(one[a][b], one[b][a].T)
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_export_of_what_a_mask_leaves(
+    backend: Backend, arguments: dict[str, Any], reduction: str
+) -> None:
+    """Its size is not known, and cannot be asked whether it is 0 or 1."""
+    torch = backend.module
+    x, label = arguments["input"], arguments["label"]
+
+    class Exported(torch.nn.Module):
+        def forward(self, x: Any, label: Any, keep: Any) -> Any:
+            return xpl.value_and_grad(loss)(x[keep], label[keep], reduction=reduction)
+
+    graph = torch.export.export(Exported(), (x, label, x > 0.2), strict=False).module()
+    for least in (-1, 0.2, 1):
+        keep = x > least
+        expected = xpl.value_and_grad(loss)(x[keep], label[keep], reduction=reduction)
+        torch.testing.assert_close(graph(x, label, keep), expected)
+
+
 @pytest.mark.parametrize("kind", ["float64", "float32", "int64"])
 def test_a_scalar_of_numpy_in_compiled_code(
     backend: Backend, arguments: dict[str, Any], kind: str

@@ -107,9 +107,10 @@ def weight_sum(xp: Any, call: Call, dtype: Any) -> Any:
 
 def divided(xp: Any, values: Any, weights: Any) -> Any:
     """values / W; NaN, and no warning, where W is 0."""
-    # Of a size that it does not know, `torch.compile` says that it is an int, but no attribute.
-    if isinstance(weights, int) or not hasattr(weights, "dtype"):
+    if isinstance(weights, int):  # as `torch.compile` says of a size that it does not know
         return values / _number(weights or math.nan)
+    if not hasattr(weights, "dtype"):  # it stands for a size, and cannot be asked whether it is 0
+        return values / weights
     return values / except_where(xp, weights == 0, math.nan, weights)
 
 
