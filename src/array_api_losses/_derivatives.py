@@ -186,9 +186,9 @@ def slope_in_weight(xp: Any, weight: Array, losses: Array, mean: Array | None) -
 
 def summed_to(xp: Any, gradient: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     """Sum over the axes along which an argument was broadcast, and give it its dtype."""
-    if gradient.shape == shape:  # also of sizes that cannot be asked whether they are 1
-        return cast(xp, gradient, dtype)
     extra = gradient.ndim - len(shape)
+    if not extra and gradient.shape == shape:  # of sizes that cannot be asked whether they are 1
+        return cast(xp, gradient, dtype)
     axes = tuple(
         i for i, n in enumerate(gradient.shape) if i < extra or (shape[i - extra] == 1 and n != 1)
     )

@@ -115,6 +115,12 @@ class NumPy(Plain):
     def device(self, array: Array) -> Any:
         return "cpu"
 
+    def kind(self, dtype: Any) -> str:
+        try:
+            return super().kind(dtype)
+        except TypeError:  # of a dtype that NumPy does not know, such as bfloat16
+            return "other"
+
     def compiled(self, loss: Loss) -> Plain:
         if not _is_elementwise(loss):
             return self

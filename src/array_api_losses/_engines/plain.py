@@ -3,7 +3,7 @@
 It is also the base of the other engines, and so the list of what an engine may do its own way.
 """
 
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import array_api_compat as compat
@@ -80,9 +80,7 @@ class Plain:
         try:
             return self._kinds[dtype]
         except KeyError:
-            found = ["other"]
-            with suppress(TypeError):  # of NumPy, for a dtype that another package adds
-                found = [kind for kind in KINDS if self.xp.isdtype(dtype, kind)] or found
+            found = [kind for kind in KINDS if self.xp.isdtype(dtype, kind)] or ["other"]
             if found[0] == "real floating" and dtype_name(dtype) not in FORMATS:
                 found = ["other floating"]
             return self._kinds.setdefault(dtype, found[0])
