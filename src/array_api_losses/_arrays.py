@@ -1,7 +1,7 @@
 """What the arguments of a call must agree on.
 
-All but the values of labels is checked before anything is computed, and nothing is moved or written
-to.
+All but what stands in arrays is checked before anything is computed, and nothing is moved or
+written to.
 """
 
 from typing import TYPE_CHECKING, Any
