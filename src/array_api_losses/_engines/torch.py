@@ -3,7 +3,7 @@
 On the CPU a tensor is an array of NumPy by another name: what autograd does not look into runs on
 the engine of NumPy, on the same memory, in blocks. On CUDA it runs in kernels of the jiterator.
 
-`_Eager` is the quick one, for `backward` and `torch.autograd.grad`; `jit` compiles what it calls.
+`Eager` is the quick one, for `backward` and `torch.autograd.grad`; `jit` compiles what it calls.
 `Transformed` also knows `jvp` and batching, for `torch.func` and forward mode. `_Compiled` is
 `Transformed` without `jvp`, which `torch.compile` refuses. All hold the arguments, and nothing
 else, between forward and backward; but `torch.compile` keeps numbers of each row, quotients for p
@@ -171,7 +171,7 @@ def _primal(tensor: Any) -> Any:
     return functorch._add_batch_dim(_primal(functorch.get_unwrapped(tensor)), axis, level)
 
 
-class _Eager(torch.autograd.Function):
+class Eager(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, static: Static, *tensors: Any) -> Any:
         call, engine = static.call(tensors), static.engine
@@ -192,8 +192,12 @@ class _Eager(torch.autograd.Function):
         return None, *_derivatives.pullback(xp, call, wanted, cotangent, ENGINE.run)
 
 
-_APPLY_EAGER: Any = super(torch.autograd.Function, _Eager).apply
-"""`_Eager.apply` without what that does first for `torch.func`, which has `Transformed`."""
+def apply_of(function: Any) -> Any:
+    """Return `apply` without what it does first for `torch.func`, which has `Transformed`."""
+    return super(torch.autograd.Function, function).apply
+
+
+_APPLY_EAGER = apply_of(Eager)
 
 
 class Torch(Plain):
@@ -205,15 +209,19 @@ class Torch(Plain):
         rule = rule_for(call.arguments())
         if rule is None:
             return self.untracked(call)
-        if rule is _Eager:
+        if rule is Eager:
             try:
-                return _APPLY_EAGER(*taken_apart(call, self))
+                return self.tracked(call)
             except RuntimeError:
                 savable = _savable(call)
                 if savable is call:
                     raise
-                return _APPLY_EAGER(*taken_apart(savable, self))
+                return self.tracked(savable)
         return rule.apply(*taken_apart(self.checked(call), self))
+
+    def tracked(self, call: Call) -> Array:
+        """Return the result, of which autograd is to know."""
+        return _APPLY_EAGER(*taken_apart(call, self))
 
     def untracked(self, call: Call) -> Array:
         """Return the result, of which autodiff need not know."""
@@ -231,7 +239,7 @@ class Torch(Plain):
         rule = rule_for((*call.arguments(), cotangent))
         if rule is None:
             found = self.untracked_gradient(call, wanted, cotangent)
-        elif rule is _Eager:
+        elif rule is Eager:
             call = _savable(call)
         return super().gradient(call, wanted, cotangent) if found is None else found
 
@@ -335,7 +343,7 @@ def rule_for(arguments: tuple[Any, ...]) -> Any:
     if torch.is_grad_enabled():
         for argument in arguments:  # and not `any`, which is a tenth of a small call
             if isinstance(argument, torch.Tensor) and argument.requires_grad:
-                return _Compiled if compiling else _Eager
+                return _Compiled if compiling else Eager
     return None
 
 

@@ -11,9 +11,11 @@ import torch
 from array_api_losses import _derivatives
 from array_api_losses._engines.torch import ENGINE as EAGER
 from array_api_losses._engines.torch import (
+    Eager,
     Static,
     Torch,
     Transformed,
+    apply_of,
     rule_for,
     taken_apart,
     watched,
@@ -34,11 +36,15 @@ class _ThroughCompile(Torch):
     def readable(self, call: Call) -> bool:
         return False
 
+    def tracked(self, call: Call) -> Array:
+        if watched():
+            return super().tracked(call)
+        return _APPLY_COMPILED(*taken_apart(_without_numbers(call), self))
+
     def untracked(self, call: Call) -> Array:
         if watched():
             return super().untracked(call)
-        parts = taken_apart(_without_numbers(call), EAGER)
-        return _compiled(compiled_value, *_kind(*parts))(*parts)
+        return _value(*taken_apart(_without_numbers(call), self))
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -53,18 +59,49 @@ class _ThroughCompile(Torch):
     ) -> tuple[Array | None, tuple[Array | None, ...]] | None:
         if watched(cotangent):
             return None
-        parts = taken_apart(_without_numbers(call), EAGER)
-        layout = None if cotangent is None else cotangent.is_contiguous()  # of a sum it is not
-        compiled = _compiled(compiled_gradient, wanted, layout, *_kind(*parts))
-        found: tuple[Array | None, tuple[Array | None, ...]] = compiled(wanted, cotangent, *parts)
-        return found
+        return _gradient(wanted, cotangent, *taken_apart(_without_numbers(call), self))
+
+
+class _EagerCompiled(Eager):
+    """Does little in its backward pass, which on CUDA runs in a thread that has long waited."""
+
+    @staticmethod
+    def forward(ctx: Any, static: Static, *tensors: Any) -> Any:
+        ctx.static = static
+        ctx.save_for_backward(*tensors)
+        return _value(static, *tensors)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Any) -> Any:
+        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        if watched(cotangent) or rule_for((*tensors, cotangent)) is not None:
+            return Eager.backward(ctx, cotangent)
+        return None, *_gradient(wanted, cotangent, ctx.static, *tensors)[1]
+
+
+_APPLY_COMPILED = apply_of(_EagerCompiled)
+
+
+def _value(static: Static, *tensors: Any) -> Array:
+    return _compiled(compiled_value, *_kind(static, *tensors))(static, *tensors)
+
+
+def _gradient(
+    wanted: tuple[bool, ...], cotangent: Any, static: Static, *tensors: Any
+) -> tuple[Array | None, tuple[Array | None, ...]]:
+    layout = None if cotangent is None else cotangent.is_contiguous()  # of a sum it is not
+    compiled = _compiled(compiled_gradient, wanted, layout, *_kind(static, *tensors))
+    found: tuple[Array | None, tuple[Array | None, ...]]
+    found = compiled(wanted, cotangent, static, *tensors)
+    return found
 
 
 @lru_cache(MOST_COMPILED)
 def _compiled(function: FunctionType, *kind: Any) -> Any:
     """Compile a copy of the function: PyTorch gives up on one that sees too many kinds of call."""
     code = function.__code__.replace(co_name=f"{function.__name__}_{abs(hash(kind))}")
-    return torch.compile(FunctionType(code, function.__globals__))
+    options = {"guard_filter_fn": torch.compiler.skip_guard_on_globals_unsafe}
+    return torch.compile(FunctionType(code, function.__globals__), options=options)
 
 
 def _kind(static: Static, *tensors: Any) -> tuple[Any, ...]:
