@@ -166,7 +166,7 @@ def noted(programs: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def run_noted(made: Any, kind: Any, *arguments: Any) -> Any:
         def made_now(*key: Any) -> Any:
             program = made(*key)
-            names.append(f"{made.__name__} {len(program._steps)}")
+            names.append(f"{made.__name__} {program.kernels}")
             return program
 
         return run(made_now, kind, *arguments)

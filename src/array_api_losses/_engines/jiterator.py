@@ -14,7 +14,7 @@ from torch.cuda.jiterator import _create_multi_output_jit_fn as compiled
 
 from array_api_losses import _pipeline
 from array_api_losses._engines.fused import Fused
-from array_api_losses._engines.program import Code, Kernel
+from array_api_losses._engines.program import Code, Kernel, Program
 from array_api_losses._engines.programs import ARRAY, Programs
 from array_api_losses._loss import Array, Call
 
@@ -31,8 +31,6 @@ class _Kernels:
     """Functions of the jiterator; sums and maxima along rows are PyTorch's own."""
 
     most = 8
-    reduces_expressions = False
-    reads_float16 = False
 
     def function(self, code: Code) -> Kernel:
         parameters = [f"T {name}" for name in (*code.arrays, *code.numbers)]
@@ -58,7 +56,7 @@ _REDUCTIONS = {
     "absolute": partial(torch.linalg.vector_norm, ord=math.inf),
 }
 
-PROGRAMS = Programs(xp, torch.Tensor, _Kernels())
+PROGRAMS = Programs(xp, torch.Tensor, partial(Program, _Kernels()))
 
 
 class Jiterator(Fused):

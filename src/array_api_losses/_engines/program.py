@@ -31,10 +31,6 @@ class Kernels(Protocol):
 
     most: int
     """So many arrays can a function take, and give back."""
-    reduces_expressions: bool
-    """Whether what is reduced may be computed on the way."""
-    reads_float16: bool
-    """Whether any array may be in float16 where the others are in float32."""
 
     def function(self, code: Code) -> Kernel:
         """Return a kernel that computes the results for each entry, or for each row."""
@@ -161,17 +157,22 @@ class Program:
         self._places = {a: i for i, a in enumerate(arguments) if isinstance(a, Node)}
         self._steps: list[tuple[Callable[..., Any], list[int], list[int]]] = []
         results = [Node("{0}", (result,)) for result in results]  # none is an argument, or another
-        order = _order(results)
+        nodes = order(results)
         self._kept = dict.fromkeys(results)  # what functions leave behind
-        for node in order:
+        for node in nodes:
             self._kept |= dict.fromkeys(o for o in node.nodes if self._is_left_for(node, o))
-        for stage in range(1 + max(node.stage for node in order)):
-            self._add_stage([node for node in order if node.stage == stage])
+        for stage in range(1 + max(node.stage for node in nodes)):
+            self._add_stage([node for node in nodes if node.stage == stage])
         self._results = [self._places[result] for result in results]
         last = {place: i for i, step in enumerate(self._steps) for place in step[1]}
         for place in (*range(self._count), *self._results):
             last.pop(place, None)
         self._dead = [[p for p in last if last[p] == i] for i in range(len(self._steps))]
+
+    @property
+    def kernels(self) -> int:
+        """How many it takes."""
+        return len(self._steps)
 
     def __call__(self, arguments: Sequence[Any]) -> list[Any]:
         """Return the results for these arguments."""
@@ -190,7 +191,7 @@ class Program:
             return False
         if node.entries and not operand.entries:  # of one tensor, it is as well computed there
             return len(_arrays(_sources([operand], self._kept))) > 1
-        return node.reduction is not None and not self._kernels.reduces_expressions
+        return node.reduction is not None
 
     def _add_stage(self, nodes: list[Node]) -> None:
         """Add the reductions of what there is, then functions of rows, then of entries."""
@@ -226,7 +227,8 @@ class Program:
         earlier = self._earlier
         inputs = sorted(_sources(results, earlier), key=lambda node: node.number)
         names = {node: f"a{i}" for i, node in enumerate(inputs)}
-        lines = [_line(node, names) for node in _order(results, earlier) if node not in names]
+        nodes = [node for node in order(results, earlier) if node not in names]
+        lines = [assignment(node, names, {}) for node in nodes]
         arrays = [names[node] for node in _arrays(inputs)]
         numbers = [names[node] for node in inputs if node.number]
         found = [names[result] for result in results]
@@ -241,25 +243,25 @@ class Program:
         self._steps.append((partial(_launch, kernel, columns), sources, targets))
 
 
-def _order(nodes: Sequence[Node], ends: Container[Node] | None = None) -> list[Node]:
+def order(nodes: Sequence[Node], ends: Container[Node] | None = None) -> list[Node]:
     """Return nodes behind all that they are made of; if there are ends, from these on."""
-    order: dict[Node, None] = {}
+    found: dict[Node, None] = {}
 
     def follow(node: Node) -> None:
-        if node not in order:
+        if node not in found:
             if ends is None or not (node.given or node in ends):
                 for operand in node.nodes:
                     follow(operand)
-            order[node] = None
+            found[node] = None
 
     for node in nodes:
         follow(node)
-    return [*order]
+    return [*found]
 
 
 def _sources(nodes: Sequence[Node], ends: Container[Node]) -> list[Node]:
     """Return what a function takes that computes some nodes from given ones and from ends."""
-    return [node for node in _order(nodes, ends) if node.given or node in ends]
+    return [node for node in order(nodes, ends) if node.given or node in ends]
 
 
 def _arrays(nodes: Sequence[Node]) -> list[Node]:
@@ -268,15 +270,17 @@ def _arrays(nodes: Sequence[Node]) -> list[Node]:
 
 def _largest_part(node: Node, ends: Container[Node], most: int) -> Node:
     """Return the part of a node that takes the most arrays that a function can take."""
-    parts = [p for p in _order([node], ends) if not (p is node or p.given or p in ends)]
+    parts = [p for p in order([node], ends) if not (p is node or p.given or p in ends)]
     taken = {part: len(_arrays(_sources([part], ends))) for part in parts}
     return max((part for part in parts if taken[part] <= most), key=taken.__getitem__)
 
 
-def _line(node: Node, names: dict[Node, str]) -> str:
+def assignment(node: Node, names: dict[Node, str], given: dict[Node, str]) -> str:
+    """Return the line that computes a node, or reads it if it is given; it has a name then."""
     texts = [names[o] if isinstance(o, Node) else _literal(o) for o in node.operands]
+    text = given[node] if node in given else node.form.format(*texts)
     names[node] = f"v{len(names)}"
-    return f"const T {names[node]} = {node.form.format(*texts)};"
+    return f"const T {names[node]} = {text};"
 
 
 def _literal(value: float) -> str:

@@ -6,10 +6,10 @@ Where what is summed along rows lies in memory before, many rows are computed bl
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from array_api_losses import _derivatives, _pipeline
-from array_api_losses._engines.program import TRACED, Kernels, Node, Program
+from array_api_losses._engines.program import TRACED, Node
 from array_api_losses._loss import Array, Call, Loss
 
 MOST_PROGRAMS = 256
@@ -25,12 +25,21 @@ ARRAY, NUMBER = "array", "number"
 """What an argument is; if neither, it is known when the program is made."""
 
 
-class Programs:
-    """Those of a library, by the type of its arrays and what makes its kernels."""
+Runs: TypeAlias = Callable[[Sequence[Any]], list[Any]]
+"""Takes the arguments of a program, and gives back its results."""
 
-    def __init__(self, xp: Any, kind: type, kernels: Kernels) -> None:
-        self.xp, self._kind, self._kernels = xp, kind, kernels
-        self._widened = (xp.float16, xp.float32) if kernels.reads_float16 else None
+Make: TypeAlias = Callable[[str, Sequence[Any], Sequence[Node]], Runs]
+"""Makes a program of its name, and of what stands in for its arguments and results."""
+
+
+class Programs:
+    """Those of a library, by the type of its arrays and what makes them.
+
+    If each is a whole kernel, nothing lies in memory in between, and it reads float16 by itself.
+    """
+
+    def __init__(self, xp: Any, kind: type, make: Make, *, whole: bool = False) -> None:
+        self.xp, self._kind, self._make, self._whole = xp, kind, make, whole
         self._losses = lru_cache(MOST_PROGRAMS)(self.losses)
         self._gradients = lru_cache(MOST_PROGRAMS)(self.gradients)
 
@@ -62,7 +71,7 @@ class Programs:
         self,
         call: Call,
         blocks: list["_Block"],
-        made: Callable[..., Program],
+        made: Callable[..., Runs],
         kind: tuple[Any, ...],
         *first: Any,
     ) -> list[Array]:
@@ -78,7 +87,7 @@ class Programs:
 
     def _blocks(self, call: Call) -> list["_Block"]:
         """Return the blocks of a call of many rows; nothing of others."""
-        if self._kernels.reduces_expressions or not call.loss.rowwise:
+        if self._whole or not call.loss.rowwise:
             return []
         shape, size = call.shape(), math.prod(call.operands[0].shape)
         if size <= BLOCK or not shape:
@@ -88,9 +97,7 @@ class Programs:
         starts = range(0, shape[axis], step)
         return [_Block(axis, len(shape), slice(start, start + step)) for start in starts]
 
-    def run(
-        self, made: Callable[..., Program], kind: tuple[Any, ...], *arguments: Any
-    ) -> list[Array]:
+    def run(self, made: Callable[..., Runs], kind: tuple[Any, ...], *arguments: Any) -> list[Array]:
         """Run the program of this kind on arguments that may be arrays, numbers or None."""
         given = [
             ARRAY if isinstance(a, self._kind) else NUMBER if isinstance(a, float) else a
@@ -98,7 +105,7 @@ class Programs:
         ]
         return made(*kind, tuple(given))(arguments)
 
-    def losses(self, loss: Loss, given: tuple[Any, ...]) -> Program:
+    def losses(self, loss: Loss, given: tuple[Any, ...]) -> Runs:
         """Make the program of the weighted losses."""
 
         def losses(*arguments: Any) -> list[Node]:
@@ -106,7 +113,7 @@ class Programs:
 
         return self.program(loss.name, losses, given, range(loss.rowwise * len(loss.inputs)))
 
-    def gradients(self, loss: Loss, wanted: tuple[bool, ...], given: tuple[Any, ...]) -> Program:
+    def gradients(self, loss: Loss, wanted: tuple[bool, ...], given: tuple[Any, ...]) -> Runs:
         """Make the program of the gradients."""
 
         def gradients(factor: Any, divisor: Any, mean: Any, *arguments: Any) -> list[Node | None]:
@@ -122,14 +129,14 @@ class Programs:
         pipeline: Callable[..., Sequence[Node | None]],
         given: tuple[Any, ...],
         entries: range = range(0),
-    ) -> Program:
+    ) -> Runs:
         """Note what a pipeline does; some of its arguments are of entries."""
         arguments = [
             Node(entries=i in entries, number=kind == NUMBER) if kind in {ARRAY, NUMBER} else kind
             for i, kind in enumerate(given)
         ]
         results = [result for result in pipeline(*arguments) if result is not None]
-        return Program(self._kernels, name, arguments, results)
+        return self._make(name, arguments, results)
 
     def _arguments(self, call: Call) -> list[Any]:
         """Return the arguments of a call, so that kernels compute in at least float32.
@@ -143,9 +150,9 @@ class Programs:
         return [self._cast(first, wide), *others]
 
     def _cast(self, argument: Any, dtype: Any) -> Any:
-        is_array = isinstance(argument, self._kind)
-        if not is_array or (argument.dtype, dtype) == self._widened:  # which kernels do themselves
-            return argument
+        own = getattr(argument, "dtype", None)
+        if own is None or (self._whole and (own, dtype) == (self.xp.float16, self.xp.float32)):
+            return argument  # a number, or what is read as it lies
         return _pipeline.cast(self.xp, argument, dtype)
 
 
