@@ -256,9 +256,11 @@ def _sum(call: Call) -> Array:
         return fused_sum(loss, None)(*arguments)
     if not all(_is_whole(argument, call.shape()) for argument in arguments):
         return cupy.sum(fused_losses(loss, wide=True)(*arguments))
-    # Columns enough to keep a GPU busy, and so many that no thread adds up much, which rounds.
-    columns = 1 << max(min(size // THREADS, 2**16), size // 2**10).bit_length() - 1
-    even = size - size % columns
+    # Columns enough to keep a GPU busy, and so many that no thread adds up much, which rounds; and
+    # as many more as leave little over, which few threads add up.
+    rows = size // max(min(size // THREADS, 2**16), size // 2**10)
+    columns = size // rows
+    even = rows * columns
 
     def part(start: int, stop: int, *shape: int) -> list[Any]:
         return [
