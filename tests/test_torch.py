@@ -513,15 +513,20 @@ def test_tensors_of_inference_mode_beside_others(
         loss(x, x.detach())
 
 
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("function", [loss, xpl.jit(loss)])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_saved_tensors_are_read_once(backend: Backend, dtype: str) -> None:
+def test_saved_tensors_are_read_once(
+    backend: Backend, dtype: str, function: Any, *, create_graph: bool
+) -> None:
     """Checkpoints refuse a second time."""
     from torch.utils.checkpoint import checkpoint
 
     x = backend.asarray([1.5, 0.25], dtype).requires_grad_()
     y = backend.asarray([1, -1], "int64")
-    checkpoint(lambda x: loss(x, y, reduction="sum"), x, use_reentrant=False).backward()
-    assert x.grad.tolist() == [1, -1]
+    value = checkpoint(lambda x: function(x, y, reduction="sum"), x, use_reentrant=False)
+    (slope,) = backend.module.autograd.grad(value, x, create_graph=create_graph)
+    assert slope.tolist() == [1, -1]
 
 
 def test_tensors_that_numpy_cannot_share(backend: Backend) -> None:

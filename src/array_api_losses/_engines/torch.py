@@ -184,12 +184,18 @@ class Eager(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
-        call, wanted = _saved(ctx)
-        if rule_for((*call.arguments(), cotangent)) is None:
-            found = ctx.static.engine.untracked_gradient(call, wanted, cotangent)
-            if found is not None:
-                return None, *found[1]
-        return None, *_derivatives.pullback(xp, call, wanted, cotangent, ENGINE.run)
+        return None, *pulled_back(*_saved(ctx), cotangent, ctx.static.engine)
+
+
+def pulled_back(
+    call: Call, wanted: tuple[bool, ...], cotangent: Array, engine: "Torch"
+) -> tuple[Array | None, ...]:
+    """Return gradients, the fast way if there is one and autodiff need not know of it."""
+    if rule_for((*call.arguments(), cotangent)) is None:
+        found = engine.untracked_gradient(call, wanted, cotangent)
+        if found is not None:
+            return found[1]
+    return _derivatives.pullback(xp, call, wanted, cotangent, ENGINE.run)
 
 
 def apply_of(function: Any) -> Any:

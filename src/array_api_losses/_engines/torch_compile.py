@@ -16,6 +16,7 @@ from array_api_losses._engines.torch import (
     Torch,
     Transformed,
     apply_of,
+    pulled_back,
     rule_for,
     taken_apart,
     watched,
@@ -73,10 +74,10 @@ class _EagerCompiled(Eager):
 
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
-        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        static, tensors, wanted = ctx.static, ctx.saved_tensors, ctx.needs_input_grad[1:]
         if watched(cotangent) or rule_for((*tensors, cotangent)) is not None:
-            return Eager.backward(ctx, cotangent)
-        return None, *_gradient(wanted, cotangent, ctx.static, *tensors)[1]
+            return None, *pulled_back(static.call(tensors), wanted, cotangent, static.engine)
+        return None, *_gradient(wanted, cotangent, static, *tensors)[1]
 
 
 _APPLY_COMPILED = apply_of(_EagerCompiled)
