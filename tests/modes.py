@@ -163,22 +163,22 @@ def noted(programs: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     run = programs.run
 
-    def run_noted(made: Any, kind: Any, *arguments: Any) -> Any:
-        def made_now(*key: Any) -> Any:
-            program = made(*key)
+    def run_noted(made: Any, kind: Any, *arguments: Any, **how: Any) -> Any:
+        def made_now(*key: Any, **how: Any) -> Any:
+            program = made(*key, **how)
             names.append(f"{made.__name__} {program.kernels}")
             return program
 
-        return run(made_now, kind, *arguments)
+        return run(made_now, kind, *arguments, **how)
 
     monkeypatch.setattr(programs, "run", run_noted)
     return names
 
 
 def _cupy_rows() -> AbstractContextManager[Any]:
-    from array_api_losses._engines import cupy as engine
+    from array_api_losses._engines import cupy_kernels
 
-    return mock.patch.multiple(engine, FEW=2, THREADS=2)
+    return mock.patch.multiple(cupy_kernels, FEW=2, ADDING=64, LONG=2)
 
 
 def _split(

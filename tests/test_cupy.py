@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from backends import Backend
-from compare import fixed_cases, some_cases
+from compare import some_cases
 from modes import noted
 from reference import LOSSES
 
@@ -16,18 +16,31 @@ import array_api_losses as xpl
 pytestmark = pytest.mark.library("cupy")
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_every_kernel_is_fused_in_the_fast_way(backend: Backend, dtype: str) -> None:
-    """At any error `cupy.fuse` turns, silently and for good, to a way that is much slower."""
-    from array_api_losses._engines import cupy as engine
+@pytest.fixture
+def launched(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What runs by kernels, and how many there are."""
+    from array_api_losses._engines.cupy_kernels import PROGRAMS
 
-    for case in some_cases(dtype):
-        if not LOSSES[case.loss].rowwise:
-            arrays = case.arrays(backend)
-            for call in (case.function, xpl.value_and_grad(case.function, case.differentiable)):
-                call(**arrays, **case.keywords)
-    assert engine.KERNELS
-    assert all(kernel.new_fusion is None for kernel in engine.KERNELS)
+    return noted(PROGRAMS, monkeypatch)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_one_kernel_for_the_losses_and_one_for_all_gradients(
+    backend: Backend, launched: list[str], dtype: str
+) -> None:
+    cases = some_cases(dtype)
+    assert {case.reduction for case in cases} == {"none", "sum", "mean"}
+    for case in cases:
+        arrays = case.arrays(backend)
+        launched.clear()
+        case.function(**arrays, **case.keywords)
+        added_up = case.reduction != "none" and not LOSSES[case.loss].rowwise
+        value = ["sums 1" if added_up else "losses 1"]
+        assert launched == value + ["quotients 1"] * (case.reduction == "mean")
+        launched.clear()
+        xpl.value_and_grad(case.function, case.differentiable)(**arrays, **case.keywords)
+        assert launched[0] == value[0]
+        assert launched[-1] == "gradients 1"
 
 
 @pytest.mark.parametrize(("reduction", "launches"), [("none", 1), ("sum", 1), ("mean", 2)])
@@ -46,23 +59,6 @@ def test_few_launches(backend: Backend, name: str, reduction: str, launches: int
     assert result.dtype == inputs[0].dtype
     nodes = re.findall(r'^\s*"graph_\d+_node_\d+"\s*\[', graph.debug_dot_str(), re.MULTILINE)
     assert len(nodes) == launches
-
-
-@pytest.mark.parametrize(
-    ("name", "options"), [("cosine_embedding_loss", {}), ("triplet_margin_loss", {"swap": True})]
-)
-def test_one_kernel_for_rows(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch, name: str, options: dict[str, Any]
-) -> None:
-    """It reads inputs, goes through them again where it must, and nothing lies in between."""
-    from array_api_losses._engines.cupy_kernels import PROGRAMS
-
-    launched = noted(PROGRAMS, monkeypatch)
-    case = next(c for c in fixed_cases(loss=name) if "weight" in c.differentiable)
-    arrays = {k: v for k, v in case.arrays(backend).items() if k != "margin"}
-    both = xpl.value_and_grad(case.function, (*LOSSES[name].inputs, "weight"))
-    both(**arrays, **options, reduction="sum")
-    assert launched == ["losses 1", "gradients 1"]
 
 
 @pytest.mark.parametrize("width", [1, 3, 33, 1024, 1025, 5000])

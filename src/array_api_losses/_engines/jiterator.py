@@ -15,7 +15,7 @@ from torch.cuda.jiterator import _create_multi_output_jit_fn as compiled
 from array_api_losses import _pipeline
 from array_api_losses._engines.fused import Fused
 from array_api_losses._engines.program import Code, Kernel, Program
-from array_api_losses._engines.programs import ARRAY, Programs
+from array_api_losses._engines.programs import ARRAY, InBlocks
 from array_api_losses._loss import Array, Call
 
 _HALVES = frozenset({torch.float16, torch.bfloat16})
@@ -56,7 +56,7 @@ _REDUCTIONS = {
     "absolute": partial(torch.linalg.vector_norm, ord=math.inf),
 }
 
-PROGRAMS = Programs(xp, torch.Tensor, partial(Program, _Kernels()))
+PROGRAMS = InBlocks(xp, torch.Tensor, partial(Program, _Kernels()))
 
 
 class Jiterator(Fused):

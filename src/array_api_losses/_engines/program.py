@@ -227,8 +227,9 @@ class Program:
         earlier = self._earlier
         inputs = sorted(_sources(results, earlier), key=lambda node: node.number)
         names = {node: f"a{i}" for i, node in enumerate(inputs)}
-        nodes = [node for node in order(results, earlier) if node not in names]
-        lines = [assignment(node, names, {}) for node in nodes]
+        lines = [
+            assignment(node, names, {}) for node in order(results, earlier) if node not in names
+        ]
         arrays = [names[node] for node in _arrays(inputs)]
         numbers = [names[node] for node in inputs if node.number]
         found = [names[result] for result in results]

@@ -1,7 +1,4 @@
-"""The pipeline as programs of few kernels, made once for each kind of call.
-
-Where what is summed along rows lies in memory before, many rows are computed block by block.
-"""
+"""The pipeline as programs of few kernels, made once for each kind of call."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,25 +25,89 @@ ARRAY, NUMBER = "array", "number"
 Runs: TypeAlias = Callable[[Sequence[Any]], list[Any]]
 """Takes the arguments of a program, and gives back its results."""
 
-Make: TypeAlias = Callable[[str, Sequence[Any], Sequence[Node]], Runs]
+Make: TypeAlias = Callable[..., Runs]
 """Makes a program of its name, and of what stands in for its arguments and results."""
 
 
 class Programs:
-    """Those of a library, by the type of its arrays and what makes them.
+    """Those of a library, by the type of its arrays and what makes them of stand-ins."""
 
-    If each is a whole kernel, nothing lies in memory in between, and it reads float16 by itself.
-    """
+    def __init__(self, xp: Any, kind: type, make: Make) -> None:
+        self.xp, self._kind, self._make = xp, kind, make
+        self._caches: list[Any] = []
+        self._losses, self._gradients = self.kept(self.losses), self.kept(self.gradients)
 
-    def __init__(self, xp: Any, kind: type, make: Make, *, whole: bool = False) -> None:
-        self.xp, self._kind, self._make, self._whole = xp, kind, make, whole
-        self._losses = lru_cache(MOST_PROGRAMS)(self.losses)
-        self._gradients = lru_cache(MOST_PROGRAMS)(self.gradients)
+    def kept(self, made: Callable[..., Runs]) -> Callable[..., Runs]:
+        """Return the same, which keeps what it has made."""
+        self._caches.append(lru_cache(MOST_PROGRAMS)(made))
+        return self._caches[-1]
 
     def forget(self) -> None:
         """Make all anew."""
-        self._losses.cache_clear()
-        self._gradients.cache_clear()
+        for cache in self._caches:
+            cache.cache_clear()
+
+    def run(
+        self, made: Callable[..., Runs], kind: tuple[Any, ...], *arguments: Any, **how: Any
+    ) -> list[Any]:
+        """Run the program of this kind on arguments that may be arrays, numbers or None."""
+        given = [
+            ARRAY if isinstance(a, self._kind) else NUMBER if isinstance(a, float) else a
+            for a in arguments
+        ]
+        return made(*kind, tuple(given), **how)(arguments)
+
+    def losses(self, loss: Loss, given: tuple[Any, ...], **how: Any) -> Runs:
+        """Make the program of the weighted losses."""
+        return self.program(loss.name, losses_of(loss), given, rows_of(loss), **how)
+
+    def gradients(
+        self, loss: Loss, wanted: tuple[bool, ...], given: tuple[Any, ...], **how: Any
+    ) -> Runs:
+        """Make the program of the gradients, by element."""
+
+        def gradients(factor: Any, divisor: Any, mean: Any, *arguments: Any) -> list[Node | None]:
+            call = _call(loss, arguments)
+            return _derivatives.gradients_by_element(TRACED, call, wanted, (factor, divisor), mean)
+
+        return self.program(f"{loss.name}_gradients", gradients, given, rows_of(loss, 3), **how)
+
+    def program(
+        self,
+        name: str,
+        pipeline: Callable[..., Sequence[Node | None]],
+        given: tuple[Any, ...],
+        entries: range = range(0),
+        **how: Any,
+    ) -> Runs:
+        """Note what a pipeline does; some of its arguments are of entries."""
+        arguments = [
+            Node(entries=i in entries, number=kind == NUMBER) if kind in {ARRAY, NUMBER} else kind
+            for i, kind in enumerate(given)
+        ]
+        results = [result for result in pipeline(*arguments) if result is not None]
+        return self._make(name, arguments, results, **how)
+
+
+def losses_of(loss: Loss) -> Callable[..., list[Node]]:
+    """Return the pipeline up to the weighted losses."""
+
+    def losses(*arguments: Any) -> list[Node]:
+        return [_pipeline.terms_of(TRACED, _pipeline.prepared(TRACED, _call(loss, arguments)))]
+
+    return losses
+
+
+def rows_of(loss: Loss, first: int = 0) -> range:
+    """Return which arguments of a program have entries, where the operands begin at the first."""
+    return range(first, first + loss.rowwise * len(loss.inputs))
+
+
+class InBlocks(Programs):
+    """Programs of several kernels, which leave in memory what lies in between.
+
+    Many rows are computed block by block, so that this stays small.
+    """
 
     def terms(self, call: Call) -> Array:
         """Return the weighted losses, in at least float32."""
@@ -87,7 +148,7 @@ class Programs:
 
     def _blocks(self, call: Call) -> list["_Block"]:
         """Return the blocks of a call of many rows; nothing of others."""
-        if self._whole or not call.loss.rowwise:
+        if not call.loss.rowwise:
             return []
         shape, size = call.shape(), math.prod(call.operands[0].shape)
         if size <= BLOCK or not shape:
@@ -96,47 +157,6 @@ class Programs:
         step = max(1, shape[axis] * BLOCK // size)
         starts = range(0, shape[axis], step)
         return [_Block(axis, len(shape), slice(start, start + step)) for start in starts]
-
-    def run(self, made: Callable[..., Runs], kind: tuple[Any, ...], *arguments: Any) -> list[Array]:
-        """Run the program of this kind on arguments that may be arrays, numbers or None."""
-        given = [
-            ARRAY if isinstance(a, self._kind) else NUMBER if isinstance(a, float) else a
-            for a in arguments
-        ]
-        return made(*kind, tuple(given))(arguments)
-
-    def losses(self, loss: Loss, given: tuple[Any, ...]) -> Runs:
-        """Make the program of the weighted losses."""
-
-        def losses(*arguments: Any) -> list[Node]:
-            return [_pipeline.terms_of(TRACED, _pipeline.prepared(TRACED, _call(loss, arguments)))]
-
-        return self.program(loss.name, losses, given, range(loss.rowwise * len(loss.inputs)))
-
-    def gradients(self, loss: Loss, wanted: tuple[bool, ...], given: tuple[Any, ...]) -> Runs:
-        """Make the program of the gradients."""
-
-        def gradients(factor: Any, divisor: Any, mean: Any, *arguments: Any) -> list[Node | None]:
-            call = _call(loss, arguments)
-            return _derivatives.gradients_by_element(TRACED, call, wanted, (factor, divisor), mean)
-
-        rows = range(3, 3 + loss.rowwise * len(loss.inputs))
-        return self.program(f"{loss.name}_gradients", gradients, given, rows)
-
-    def program(
-        self,
-        name: str,
-        pipeline: Callable[..., Sequence[Node | None]],
-        given: tuple[Any, ...],
-        entries: range = range(0),
-    ) -> Runs:
-        """Note what a pipeline does; some of its arguments are of entries."""
-        arguments = [
-            Node(entries=i in entries, number=kind == NUMBER) if kind in {ARRAY, NUMBER} else kind
-            for i, kind in enumerate(given)
-        ]
-        results = [result for result in pipeline(*arguments) if result is not None]
-        return self._make(name, arguments, results)
 
     def _arguments(self, call: Call) -> list[Any]:
         """Return the arguments of a call, so that kernels compute in at least float32.
@@ -150,10 +170,7 @@ class Programs:
         return [self._cast(first, wide), *others]
 
     def _cast(self, argument: Any, dtype: Any) -> Any:
-        own = getattr(argument, "dtype", None)
-        if own is None or (self._whole and (own, dtype) == (self.xp.float16, self.xp.float32)):
-            return argument  # a number, or what is read as it lies
-        return _pipeline.cast(self.xp, argument, dtype)
+        return _pipeline.cast(self.xp, argument, dtype) if hasattr(argument, "dtype") else argument
 
 
 class _Block(NamedTuple):
