@@ -91,7 +91,7 @@ def measure(runs: dict[str, Run], device: str) -> dict[str, list[float]]:
     repeats = {}
     for name, run in runs.items():
         _seconds(run, 3, device)  # compiles, and fills the pools of memory
-        repeats[name] = max(1, min(1000, int(0.05 / _seconds(run, 3, device))))
+        repeats[name] = max(1, min(1000, int(0.03 / _seconds(run, 3, device))))
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(ROUNDS):
         for name, run in runs.items():

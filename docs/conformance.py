@@ -32,6 +32,19 @@ without 64 bits, `mismatched` arrays of Dask whose chunks differ; `jit`, `vmap` 
 the call. Dask runs under a scheduler that refuses to compute anything inside of a call.
 """
 
+ON_A_GPU = """## On a GPU
+
+CI has none. What follows was run by hand, on one NVIDIA H200, and not again after every change.
+
+| `--backend` | passed | failed | not reached |
+| --- | --- | --- | --- |
+| `cupy` (CuPy 14.2), in all its modes | 795 | 0 | 2 |
+| `torch:cuda` (PyTorch 2.11) | 706 | 0 | 1 |
+| `jax:cuda` (JAX 0.11) | 492 | 0 | 0 |
+
+Two runs were cut off; what they did not reach had passed in runs before. Since then, how CuPy's
+kernels are looked up has changed, and not what they are."""
+
 
 def main(paths: list[str]) -> None:
     """Join the reports into one table."""
@@ -49,7 +62,7 @@ def main(paths: list[str]) -> None:
             failed = f", {counts['failed']} failed" if "failed" in counts else ""
             cells.append(f"{counts.get('passed', '-')}{failed}")
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "CuPy and CUDA devices have rows in the registry, and are not yet verified."]
+    lines += ["", ON_A_GPU]
     (HERE / "conformance.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
