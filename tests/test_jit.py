@@ -154,6 +154,20 @@ def test_forward_and_backward_are_compiled_apart(
 
 
 @pytest.mark.library("torch")
+def test_what_is_made_in_inference_mode(backend: Backend) -> None:
+    torch, compiled = backend.module, xpl.jit(loss)
+    x, y = backend.asarray([1.5, 0.25]).requires_grad_(), backend.asarray([1, -1], "int64")
+    with torch.inference_mode(), torch.enable_grad():
+        value = compiled(x, y, 0.5)  # with a margin that is made there
+    value.backward()
+    assert x.grad.tolist() == [0.5, -0.5]
+    with torch.inference_mode():
+        made = y.clone()
+    _, gradient = xpl.value_and_grad(compiled)(x, made, 0.5)
+    assert gradient.tolist() == [0.5, -0.5]
+
+
+@pytest.mark.library("torch")
 def test_cotangents_of_any_layout(backend: Backend) -> None:
     """That of a sum has strides of 0. PyTorch gives up where kinds of call share a function."""
     torch, compiled = backend.module, xpl.jit(loss)

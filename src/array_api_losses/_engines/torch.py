@@ -3,7 +3,7 @@
 On the CPU a tensor is an array of NumPy by another name: what autograd does not look into runs on
 the engine of NumPy, on the same memory, in blocks. On CUDA it runs in kernels of the jiterator.
 
-`Eager` is the quick one, for `backward` and `torch.autograd.grad`; `jit` compiles what it calls.
+`Eager` is the quick one, for `backward` and `torch.autograd.grad`; for `jit` there is one like it.
 `Transformed` also knows `jvp` and batching, for `torch.func` and forward mode. `_Compiled` is
 `Transformed` without `jvp`, which `torch.compile` refuses. All hold the arguments, and nothing
 else, between forward and backward; but `torch.compile` keeps numbers of each row, quotients for p
@@ -219,10 +219,10 @@ class Torch(Plain):
             try:
                 return self.tracked(call)
             except RuntimeError:
-                savable = _savable(call)
-                if savable is call:
+                copied = savable(call)
+                if copied is call:
                     raise
-                return self.tracked(savable)
+                return self.tracked(copied)
         return rule.apply(*taken_apart(self.checked(call), self))
 
     def tracked(self, call: Call) -> Array:
@@ -246,7 +246,7 @@ class Torch(Plain):
         if rule is None:
             found = self.untracked_gradient(call, wanted, cotangent)
         elif rule is Eager:
-            call = _savable(call)
+            call = savable(call)
         return super().gradient(call, wanted, cotangent) if found is None else found
 
     def untracked_gradient(
@@ -322,7 +322,7 @@ def taken_apart(call: Call, engine: Torch) -> tuple[Any, ...]:
     return Static(call, tuple(numbers), engine), *tensors
 
 
-def _savable(call: Call) -> Call:
+def savable(call: Call) -> Call:
     """Return the call with copies of what is made in inference mode, which autograd cannot save."""
     arguments = call.arguments()
     made = [isinstance(a, torch.Tensor) and a.is_inference() for a in arguments]

@@ -18,6 +18,7 @@ from array_api_losses._engines.torch import (
     apply_of,
     pulled_back,
     rule_for,
+    savable,
     taken_apart,
     watched,
 )
@@ -38,7 +39,7 @@ class _ThroughCompile(Torch):
         return False
 
     def tracked(self, call: Call) -> Array:
-        if watched():
+        if watched() or torch.is_inference_mode_enabled():  # what is made there cannot be saved
             return super().tracked(call)
         return _APPLY_COMPILED(*taken_apart(_without_numbers(call), self))
 
@@ -51,7 +52,10 @@ class _ThroughCompile(Torch):
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
     ) -> tuple[Array | None, tuple[Array | None, ...]]:
         found = None
-        if rule_for((*call.arguments(), cotangent)) is not Transformed:
+        rule = rule_for((*call.arguments(), cotangent))
+        if rule is Eager:
+            call = savable(call)
+        if rule is not Transformed:
             found = self.untracked_gradient(call, wanted, cotangent)
         return super().gradient(call, wanted, cotangent) if found is None else found
 
@@ -101,7 +105,9 @@ def _gradient(
 def _compiled(function: FunctionType, *kind: Any) -> Any:
     """Compile a copy of the function: PyTorch gives up on one that sees too many kinds of call."""
     code = function.__code__.replace(co_name=f"{function.__name__}_{abs(hash(kind))}")
-    options = {"guard_filter_fn": torch.compiler.skip_guard_on_globals_unsafe}
+    # Globals are as they were, and PyTorch 2.7 has no way to say so.
+    skip = getattr(torch.compiler, "skip_guard_on_globals_unsafe", None)
+    options = {"guard_filter_fn": skip} if skip else None
     return torch.compile(FunctionType(code, function.__globals__), options=options)
 
 
