@@ -75,6 +75,16 @@ def test_rows_of_any_length(backend: Backend, width: int) -> None:
         assert np.allclose(found.get(), expected, rtol=1e-12, atol=0)
 
 
+def test_views_that_need_wider_indices_than_what_they_are_of(backend: Backend) -> None:
+    cupy, rows = backend.module, 2**14
+    x = backend.asarray([[0.25, 2.0, -1.0, 1.5] * 2**12 + [0.5]])
+    y = backend.asarray([[1, -1, 1, -1] * 2**12 + [-1]], "int8")
+    one = xpl.hinge_embedding_loss(x, y, reduction="sum")
+    x, y = (cupy.broadcast_to(array, (rows, array.size)) for array in (x, y))
+    assert x.nbytes > 2**31
+    assert xpl.hinge_embedding_loss(x, y, reduction="sum") == one * rows  # all are exact
+
+
 def test_rows_of_float16_are_read_as_they_lie(backend: Backend) -> None:
     """And not copied to float32, of twice their size."""
     pool = backend.module.get_default_memory_pool()

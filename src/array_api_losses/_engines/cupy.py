@@ -1,4 +1,4 @@
-"""CuPy: the pipeline in one kernel, and the gradients in another.
+"""CuPy: losses, sums and gradients by kernels of `cupy_kernels`.
 
 Nothing waits for the device: labels are not read, so the loss of a wrong one is NaN.
 """
@@ -17,6 +17,9 @@ from array_api_losses._primitives import FASTER
 
 PART = 2**8
 """So many numbers at most are added up one after another, in a sum along an axis but the last."""
+
+
+# For rows without entries, and for the chunks of Dask:
 
 
 def _zero(y: Any) -> Any:
@@ -92,7 +95,7 @@ class CuPy(Fused):
         with call.operands[0].device:
             return kind.gradient(self, call, wanted, cotangent)
 
-    by_element = staticmethod(PROGRAMS.by_element)
+    by_element = PROGRAMS.by_element
 
     def traits(self, arrays: tuple[Array, ...]) -> tuple[Any, ...] | None:
         found: list[Any] = []

@@ -17,17 +17,18 @@ import numpy as np
 from array_api_losses import _pipeline
 from array_api_losses._engines.fused import identifier
 from array_api_losses._engines.program import TRACED, Node, assignment, order
-from array_api_losses._engines.programs import Programs, Runs, losses_of
+from array_api_losses._engines.programs import BEFORE, Programs, Runs, losses_of
 from array_api_losses._loss import Array, Call, Loss
 
 WARP, BLOCK = 32, 256
-"""So many threads add up their numbers without shared memory; and so many are a block."""
+"""So many threads add up without shared memory, as `of_all` has it; and so many are a block."""
 
 EACH = 8
 """So many elements a thread reads at once."""
 
-FEW, ADDING = 2**13, 2**20
-"""Of no more elements is one block the sum; and no more threads add up many."""
+FEW, ADDING, MOST = 2**13, 2**20, 2**9
+"""No more elements are added up by one block; so many threads, or more, add up many, none of them
+more than so many."""
 
 LONG = 2**10
 """Rows of more entries are shared by a block, others by at most a warp."""
@@ -68,7 +69,7 @@ _REDUCTIONS: dict[Any, tuple[str, str, str]] = {
     "absolute": ("Largest()", "T(0)", "({0} < T(0) ? -{0} : {0})"),
 }
 
-_ENTRIES = "for (ptrdiff_t at = row * width + lane; at < (row + 1) * width; at += THREADS) {"
+_ENTRIES = "for (ptrdiff_t at = row * step + lane; at < (row + 1) * step; at += THREADS) {"
 
 
 Names: TypeAlias = dict[Node, str]
@@ -76,9 +77,9 @@ Names: TypeAlias = dict[Node, str]
 
 
 class OneKernel:
-    """Computes the results of a pipeline from its arguments, in the dtype of the first operand.
+    """Computes the results of a pipeline from its arguments, in at least float32.
 
-    Results are in the dtype that is computed in; those that are `narrow`, in that of the operand.
+    Results that are `narrow` are in the dtype of the first operand.
     """
 
     kernels = 1
@@ -112,7 +113,7 @@ class OneKernel:
             values.append(value)
             kinds.append(kind)
         count = math.prod(shape)
-        threads, size, steps = self._extent(count, first)
+        threads, size, step = self._extent(count, first)
         dtypes = [first.dtype if narrow else wide for narrow in self._narrow]
         if self._adds:
             found = [cupy.empty(size // threads, wide)]
@@ -121,11 +122,14 @@ class OneKernel:
             found = [cupy.empty(*kind) for kind in zip(shapes, dtypes, strict=True)]
         if size:
             kernel = self._kernel(wide, threads, *dtypes, *kinds)
-            kernel(*values, count, steps, *found, size=size, block_size=max(threads, BLOCK))
+            kernel(*values, count, step, *found, size=size, block_size=BLOCK)
         return found
 
     def _extent(self, count: int, first: Any) -> tuple[int, int, int]:
-        """Return how many threads work together, how many there are, and the steps they take."""
+        """Return how many threads work together, how many there are, and where the next row begins.
+
+        Or, of elements, where the next one is that a thread has.
+        """
         if self._of_rows:
             width = first.shape[-1]
             few = min(WARP, 1 << max(0, (width - 1).bit_length() - 2))  # four entries for each
@@ -136,7 +140,7 @@ class OneKernel:
             return 1, threads, threads
         if count <= FEW:
             return BLOCK, BLOCK, BLOCK
-        size = min(_up(threads, WARP), ADDING)
+        size = _up(min(threads, max(ADDING, count // MOST)), WARP)
         return WARP, size, size
 
     def _kernel_for(self, wide: np.dtype[Any], threads: int, *kinds: Any) -> Any:
@@ -156,7 +160,7 @@ class OneKernel:
                 loads[node] = f"{read}(a{i}[{where}])"
         lines = self._rows if self._of_rows else self._sum if self._adds else self._elements
         return cupy.ElementwiseKernel(
-            ", ".join([*parameters, "int64 count", "int64 width"]),
+            ", ".join([*parameters, "int64 count", "int64 step"]),
             ", ".join(f"raw {dtype} out{i}" for i, dtype in enumerate(outputs)),
             "\n".join([f"const int THREADS = {threads};", *lines(names, loads, outputs)]),
             self._name,
@@ -181,7 +185,7 @@ class OneKernel:
             yield from _assignments(terms, known)
             yield f"sum += {known[terms[0]]};"
 
-        yield f"T sum = 0; for (ptrdiff_t start = i; start < count; start += {EACH} * width) {{"
+        yield f"T sum = 0; for (ptrdiff_t start = i; start < count; start += {EACH} * step) {{"
         yield from _several(names, loads, use)
         yield "} sum = of_all<THREADS>(sum, Sum());"
         yield "if (i % THREADS == 0) out0[i / THREADS] = sum;"
@@ -216,7 +220,7 @@ def _several(
     """Yield what reads several elements at once, and then what uses those that there are."""
     known = [dict(names) for _ in range(EACH)]
     for u, own in enumerate(known):
-        yield f"const ptrdiff_t own{u} = start + {u} * width;"
+        yield f"const ptrdiff_t own{u} = start + {u} * step;"
         yield f"const ptrdiff_t at{u} = min(own{u}, ptrdiff_t(count - 1));"
         for i, (node, text) in enumerate(loads.items()):
             own[node] = f"x{i}_{u}"
@@ -263,7 +267,11 @@ def _laid(value: Any, node: Node, shape: tuple[int, ...]) -> tuple[Any, Any]:
         return value, None
     if value.size == 1 and not node.entries:
         return value, (value.dtype, "0")
-    value = value if value.shape == shape else cupy.broadcast_to(value, shape)
+    if value.shape != shape:
+        value = cupy.broadcast_to(value, shape)
+    if value.nbytes > 2**31 and not value.flags.c_contiguous:
+        # A view has the indices, of 32 bits perhaps, of what it is a view of, however large it is.
+        value = cupy.ndarray(shape, value.dtype, value.data, value.strides)
     return value, (value.dtype, "at" if node.entries else "row")
 
 
@@ -309,8 +317,8 @@ class Kernels(Programs):
             for i, want in enumerate(wanted)
             if want
         )
-        kind = call.loss, wanted
-        return self.run(self._gradients, kind, *seed, mean, *arguments, first=3, narrow=whole)
+        how, kind = {"first": BEFORE, "narrow": whole}, (call.loss, wanted)
+        return self.run(self._gradients, kind, *seed, mean, *arguments, **how)
 
     def sums(self, loss: Loss, given: tuple[Any, ...]) -> Runs:
         """Make the program that adds up the weighted losses of elements."""

@@ -46,7 +46,7 @@ class _Kernels:
 
         return launch
 
-    def reduction(self, kind: str, code: Code) -> Kernel:
+    def reduction(self, kind: str) -> Kernel:
         return lambda tensors, _: [_REDUCTIONS[kind](*tensors, dim=-1)]
 
 
@@ -75,7 +75,7 @@ class Jiterator(Fused):
     def folded(self, call: Call) -> tuple[Array, Any]:
         return _pipeline.folded(xp, call, PROGRAMS.terms(call))
 
-    by_element = staticmethod(PROGRAMS.by_element)
+    by_element = PROGRAMS.by_element
 
     def takes(self, call: Call, tensors: list[Array]) -> bool:
         """Whether a kernel can run the call: the jiterator reads memory as it lies there."""

@@ -35,8 +35,8 @@ class Kernels(Protocol):
     def function(self, code: Code) -> Kernel:
         """Return a kernel that computes the results for each entry, or for each row."""
 
-    def reduction(self, kind: str, code: Code) -> Kernel:
-        """Return a kernel that reduces the only result along the last axis.
+    def reduction(self, kind: str) -> Kernel:
+        """Return a kernel that reduces an array along the last axis.
 
         It is the "sum", the "largest" of all or of the "absolute" values, NaN if there is one.
         """
@@ -197,8 +197,7 @@ class Program:
         """Add the reductions of what there is, then functions of rows, then of entries."""
         for node in nodes:
             if node.reduction:
-                inputs, code = self._code(node.nodes)
-                self._add(self._kernels.reduction(node.reduction, code), inputs, [node])
+                self._add(self._kernels.reduction(node.reduction), node.nodes, [node])
         for entries in (False, True):
             outputs = [n for n in nodes if n in self._kept and n.entries == entries]
             if outputs:

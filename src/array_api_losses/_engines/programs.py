@@ -21,6 +21,8 @@ BLOCK = 2**24
 ARRAY, NUMBER = "array", "number"
 """What an argument is; if neither, it is known when the program is made."""
 
+BEFORE = 3
+"""So many arguments of gradients come before those of the call."""
 
 Runs: TypeAlias = Callable[[Sequence[Any]], list[Any]]
 """Takes the arguments of a program, and gives back its results."""
@@ -70,7 +72,8 @@ class Programs:
             call = _call(loss, arguments)
             return _derivatives.gradients_by_element(TRACED, call, wanted, (factor, divisor), mean)
 
-        return self.program(f"{loss.name}_gradients", gradients, given, rows_of(loss, 3), **how)
+        rows = rows_of(loss, BEFORE)
+        return self.program(f"{loss.name}_gradients", gradients, given, rows, **how)
 
     def program(
         self,
