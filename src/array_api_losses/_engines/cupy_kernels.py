@@ -16,7 +16,7 @@ import numpy as np
 
 from array_api_losses import _pipeline
 from array_api_losses._engines.fused import identifier
-from array_api_losses._engines.program import TRACED, Node, assignment, order
+from array_api_losses._engines.program import ABS, TRACED, Node, assignment, order
 from array_api_losses._engines.programs import BEFORE, Programs, Runs, losses_of
 from array_api_losses._loss import Array, Call, Loss
 
@@ -26,9 +26,11 @@ WARP, BLOCK = 32, 256
 EACH = 8
 """So many elements a thread reads at once."""
 
-FEW, ADDING, MOST = 2**13, 2**20, 2**9
-"""No more elements are added up by one block; so many threads, or more, add up many, none of them
-more than so many."""
+FEW = 2**13
+"""No more elements are added up by one block."""
+
+ADDING, MOST = 2**20, 2**9
+"""So many threads add up many elements; and more of them where each would have more than `MOST`."""
 
 LONG = 2**10
 """Rows of more entries are shared by a block, others by at most a warp."""
@@ -66,7 +68,7 @@ _IN_C = {"float32": "float", "float64": "double"}
 _REDUCTIONS: dict[Any, tuple[str, str, str]] = {
     "sum": ("Sum()", "T(0)", "{0}"),
     "largest": ("Largest()", "-T(INFINITY)", "{0}"),
-    "absolute": ("Largest()", "T(0)", "({0} < T(0) ? -{0} : {0})"),
+    "absolute": ("Largest()", "T(0)", f"({ABS})"),
 }
 
 _ENTRIES = "for (ptrdiff_t at = row * step + lane; at < (row + 1) * step; at += THREADS) {"
@@ -83,6 +85,7 @@ class OneKernel:
     """
 
     kernels = 1
+    """How many it takes."""
 
     def __init__(
         self,

@@ -115,18 +115,18 @@ def _expression(form: str) -> Callable[..., Node]:
     return lambda first, *others: first.then(form, *others)
 
 
-_ABS = "{0} < T(0) ? -{0} : {0}"
+ABS = "{0} < T(0) ? -{0} : {0}"
 
 
 def _max(values: Node) -> Node:
-    if values.form == _ABS:  # of which there is a kernel that reads only what it is of
+    if values.form == ABS:  # of which there is a kernel that reads only what it is of
         return values.nodes[0].reduced("absolute")
     return values.reduced("largest")
 
 
 TRACED: Any = SimpleNamespace(
     __name__=__name__,
-    abs=_expression(_ABS),
+    abs=_expression(ABS),
     astype=lambda values, _: values,
     exp=_expression("exp({0})"),
     expm1=_expression("expm1({0})"),
