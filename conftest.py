@@ -89,7 +89,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run each test on every backend chosen, by every route to a gradient if it takes one.
 
-    `@pytest.mark.library("torch")` keeps a test to one library.
+    `@pytest.mark.library("torch")` keeps a test to one library, or to one of its modes.
     """
     if "backend" not in metafunc.fixturenames:
         return
@@ -98,7 +98,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         n
         for n in _chosen(metafunc.config)
         if _runs(n, metafunc.module.__name__)
-        and (not marker or backends.Backend(n).library in marker.args)
+        and (not marker or not {n, backends.Backend(n).library}.isdisjoint(marker.args))
     ]
     if "route" in metafunc.fixturenames:
         reverse = metafunc.definition.get_closest_marker("reverse_mode") is not None
@@ -126,7 +126,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     And examples where several processes share the tests: those of one page share their variables.
     """
     shared = hasattr(config, "workerinput")
-    libraries = {backends.Backend(name).library for name in _chosen(config)}
+    names = _chosen(config)
+    libraries = {*names, *(backends.Backend(name).library for name in names)}
     chosen, left_out = [], []
     for item in items:
         needs, library = map(item.get_closest_marker, ("needs", "library"))

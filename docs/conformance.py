@@ -27,9 +27,10 @@ path of libraries without an engine, `blocks` cuts even small arrays into blocks
 `readonly`, `strided`, `subclass` and `memmap` say how arrays lie in memory, `strictest` is
 array-api-strict without boolean indexing, data-dependent shapes and extensions, `device1` another
 device of it and `no_float64` one without that dtype, `float64` another default dtype of PyTorch,
-`kernels` what PyTorch does on CUDA, with a compiler for the CPU in place of its own, `x32` JAX
-without 64 bits, `mismatched` arrays of Dask whose chunks differ; `jit`, `vmap` and `compile` wrap
-the call. Dask runs under a scheduler that refuses to compute anything inside of a call.
+`kernels` what PyTorch does on CUDA, and on arrays of NumPy what CuPy does, with a compiler for the
+CPU in place of theirs, and threads that take turns, `x32` JAX without 64 bits, `mismatched` arrays
+of Dask whose chunks differ; `jit`, `vmap` and `compile` wrap the call. Dask runs under a scheduler
+that refuses to compute anything inside of a call.
 """
 
 ON_A_GPU = """## On a GPU
@@ -44,7 +45,8 @@ CI has none. What follows was run by hand, on one NVIDIA H200, and not again aft
 
 Two runs were cut off; what they did not reach had passed in runs before. Since then, some of what
 CuPy does around its kernels has changed: how they are looked up and, for more than 500 million
-elements, how many threads add up and how views are indexed."""
+elements, how many threads add up and how views are indexed. Without a GPU, that runs in the mode
+`kernels`."""
 
 
 def main(paths: list[str]) -> None:

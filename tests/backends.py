@@ -60,6 +60,7 @@ MODES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "numpy:strided": (ARRAYS, ()),
     "numpy:subclass": (ARRAYS, ()),
     "numpy:memmap": (ARRAYS, ()),
+    "numpy:kernels": ((*ARRAYS, "test_cupy"), ("reads labels", "large")),
     "numpy:jit": (CALLS, ()),
     "strict:strictest": (ARRAYS, ("large",)),
     "strict:device1": (ARRAYS, ("large",)),

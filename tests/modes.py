@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from inspect import signature
 from numbers import Real
 from typing import Any
@@ -130,20 +131,44 @@ def _never(*_: Any) -> bool:
 @contextmanager
 def _torch_kernels() -> Iterator[None]:
     """Run on the CPU what CUDA runs: kernels of the jiterator, and labels unread."""
-    import standin
+    import standin_torch
 
     from array_api_losses._engines import jiterator
     from array_api_losses._engines import torch as engine
 
     with ExitStack() as stack:
         stack.enter_context(_torch_plain())
-        stack.enter_context(mock.patch.object(jiterator, "compiled", standin.compiled))
+        stack.enter_context(mock.patch.object(jiterator, "compiled", standin_torch.compiled))
         stack.enter_context(mock.patch.object(jiterator.Jiterator, "devices", {"cpu"}))
         stack.enter_context(mock.patch.object(engine.Torch, "readable", _never))
         for forget in (jiterator.PROGRAMS.forget, jiterator._works.cache_clear):
             forget()
             stack.callback(forget)
         yield
+
+
+@contextmanager
+def _numpy_kernels() -> Iterator[None]:
+    """Run on arrays of NumPy what CuPy runs: its engine, and its kernels."""
+    import standin_cupy
+    from numpy import errstate
+
+    from array_api_losses import _engines
+
+    with ExitStack() as stack:
+        stack.enter_context(errstate(all="ignore"))  # of which CuPy says nothing
+        engine = stack.enter_context(standin_cupy.in_place())
+        stack.enter_context(mock.patch.dict(_engines.BY_TYPE, {standin_cupy.Array: engine}))
+        stack.enter_context(_cupy_rows())
+        less = {"BLOCK": 64, "EACH": 3}  # to compile, and to run
+        stack.enter_context(mock.patch.multiple(cupy_kernels(), **less))
+        yield
+
+
+def _own(array: Any) -> Any:
+    import standin_cupy
+
+    return array.view(standin_cupy.Array)
 
 
 @contextmanager
@@ -175,10 +200,17 @@ def noted(programs: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def _cupy_rows() -> AbstractContextManager[Any]:
-    from array_api_losses._engines import cupy_kernels
+@contextmanager
+def _cupy_rows() -> Iterator[None]:
+    few = {"FEW": 2, "ADDING": 64, "MOST": 2, "LONG": 2, "WIDE": 64}
+    engine = import_module("array_api_losses._engines.cupy")
+    with mock.patch.multiple(cupy_kernels(), **few), mock.patch.object(engine, "PART", 2):
+        yield
 
-    return mock.patch.multiple(cupy_kernels, FEW=2, ADDING=64, LONG=2)
+
+def cupy_kernels() -> Any:
+    """Return the module that is in place now."""
+    return import_module("array_api_losses._engines.cupy_kernels")
 
 
 def _split(
@@ -256,6 +288,7 @@ MODES: dict[str, Mode] = {
     "numpy:strided": Mode(lay=_strided),
     "numpy:subclass": Mode(lay=_subclass),
     "numpy:memmap": Mode(lay=_memmap),
+    "numpy:kernels": Mode(lay=_own, around=_numpy_kernels),
     "numpy:jit": Mode(wrap=_jitted),
     "strict:strictest": Mode(around=_strictest),
     "strict:device1": Mode(lay=_on("device1")),

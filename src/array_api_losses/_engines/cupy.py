@@ -75,10 +75,8 @@ class CuPy(Fused):
             return super().value(call)
 
     def run(self, call: Call) -> Array:
-        if not _has_kernel(call):
-            return super().run(call)
         if call.reduction == "none":
-            return PROGRAMS.terms(call, narrow=True)
+            return PROGRAMS.terms(call, narrow=True) if _has_kernel(call) else super().run(call)
         total, weights = self.folded(call)
         mean = total if weights is None else PROGRAMS.mean(total, weights)
         return _pipeline.cast(xp, mean, call.operands[0].dtype)

@@ -35,6 +35,9 @@ ADDING, MOST = 2**20, 2**9
 LONG = 2**10
 """Rows of more entries are shared by a block, others by at most a warp."""
 
+WIDE = 2**31
+"""So many bytes can be indexed by 32 bits."""
+
 _PREAMBLE = """
 #include <cupy/math_constants.h>
 #ifndef INFINITY
@@ -272,7 +275,7 @@ def _laid(value: Any, node: Node, shape: tuple[int, ...]) -> tuple[Any, Any]:
         return value, (value.dtype, "0")
     if value.shape != shape:
         value = cupy.broadcast_to(value, shape)
-    if value.nbytes > 2**31 and not value.flags.c_contiguous:
+    if value.nbytes > WIDE and not value.flags.c_contiguous:
         # A view has the indices, of 32 bits perhaps, of what it is a view of, however large it is.
         value = cupy.ndarray(shape, value.dtype, value.data, value.strides)
     return value, (value.dtype, "at" if node.entries else "row")

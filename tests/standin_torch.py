@@ -5,19 +5,14 @@ to a common dtype and shape, and calls the function for each element.
 """
 
 import ctypes
-import os
-import subprocess
-import tempfile
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
+from compiler import FUNCTIONS, library
 from torch._prims_common import ELEMENTWISE_TYPE_PROMOTION_KIND, elementwise_dtypes
 from torch.cuda.jiterator import _CodeParser
 
-COMPILER = os.environ.get("CXX", "c++")
 MOST = 8
 """So many arguments and results can a function have at most."""
 
@@ -46,38 +41,21 @@ def compiled(code: str, num_outputs: int, **numbers: float) -> Callable[..., Any
     return call
 
 
-@cache
 def _loop(
     code: str, name: str, dtype: torch.dtype, inputs: int, numbers: int, outputs: int
 ) -> Callable[..., Any]:
-    """Compile a loop over the elements; products and sums are contracted as on a GPU."""
+    """Compile a loop over the elements."""
     kind = {torch.float32: "float", torch.float64: "double"}[dtype]
     arrays = [f"{kind}* p{i}" for i in range(inputs + outputs)]
     values = [f"double n{i}" for i in range(numbers)]
     taken = [f"p{i}[i]" for i in range(inputs)] + [f"n{i}" for i in range(numbers)]
     given = [f"p{i}[i]" for i in range(inputs, inputs + outputs)]
-    functions = "".join(
-        f"static float {f}(float a) {{ return __builtin_{f}f(a); }}"
-        f"static double {f}(double a) {{ return __builtin_{f}(a); }}"
-        for f in ("exp", "expm1", "log", "log1p", "sqrt")
-    )
     text = f"""
-        #define NAN __builtin_nanf("")
-        #define INFINITY __builtin_inff()
-        {functions}
-        static float pow(float a, float b) {{ return __builtin_powf(a, b); }}
-        static double pow(double a, double b) {{ return __builtin_pow(a, b); }}
-        static float __fmul_rn(float a, float b) {{ volatile float c = a * b; return c; }}
-        static double __dmul_rn(double a, double b) {{ volatile double c = a * b; return c; }}
+        {FUNCTIONS}
         {code}
         extern "C" void loop(long long size, {", ".join(arrays + values)}) {{
             for (long long i = 0; i < size; i++) {name}<{kind}>({", ".join(taken + given)});
         }}
     """
-    with tempfile.TemporaryDirectory() as folder:
-        source, library = Path(folder, "loop.cpp"), Path(folder, "loop.so")
-        source.write_text(text, encoding="utf-8")
-        options = "-O2", "-ffp-contract=fast", "-march=native", "-shared", "-fPIC"
-        subprocess.run([COMPILER, *options, source, "-o", library], check=True)
-        function: Callable[..., Any] = ctypes.CDLL(str(library)).loop
+    function: Callable[..., Any] = library(text).loop
     return function
