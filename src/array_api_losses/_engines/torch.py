@@ -353,6 +353,11 @@ def rule_for(arguments: tuple[Any, ...]) -> Any:
     return None
 
 
+def transforming() -> bool:
+    """Whether tensors may be those of `torch.func` or of forward mode."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def watched(cotangent: Any = None) -> bool:
     """Whether something watches tensors that would not see what is done to their memory.
 

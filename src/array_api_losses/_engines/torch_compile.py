@@ -20,12 +20,16 @@ from array_api_losses._engines.torch import (
     rule_for,
     savable,
     taken_apart,
+    transforming,
     watched,
 )
 from array_api_losses._loss import Array, Call, Loss
 
 MOST_COMPILED = 256
 """So many kinds of call are kept: norms and the like are constants in them."""
+
+_CHOOSES_GUARDS = hasattr(torch.compiler, "skip_guard_on_globals_unsafe")
+"""As PyTorch 2.7 does not."""
 
 
 class _ThroughCompile(Torch):
@@ -41,12 +45,12 @@ class _ThroughCompile(Torch):
     def tracked(self, call: Call) -> Array:
         if watched() or torch.is_inference_mode_enabled():  # what is made there cannot be saved
             return super().tracked(call)
-        return _APPLY_COMPILED(*taken_apart(_without_numbers(call), self))
+        return _APPLY_COMPILED(*taken_apart(_settled(call), self))
 
     def untracked(self, call: Call) -> Array:
         if watched():
             return super().untracked(call)
-        return _value(*taken_apart(_without_numbers(call), self))
+        return _value(*taken_apart(_settled(call), self))
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -64,7 +68,7 @@ class _ThroughCompile(Torch):
     ) -> tuple[Array | None, tuple[Array | None, ...]] | None:
         if watched(cotangent):
             return None
-        return _gradient(wanted, cotangent, *taken_apart(_without_numbers(call), self))
+        return _gradient(wanted, cotangent, *taken_apart(_settled(call), self))
 
 
 class _EagerCompiled(Eager):
@@ -74,14 +78,17 @@ class _EagerCompiled(Eager):
     def forward(ctx: Any, static: Static, *tensors: Any) -> Any:
         ctx.static = static
         ctx.save_for_backward(*tensors)
-        return _value(static, *tensors)
+        kind, usual = _kind(static, *tensors), True  # the cotangent is in one piece
+        ctx.gradient = _compiled(compiled_gradient, ctx.needs_input_grad[1:], usual, *kind)
+        return _compiled(compiled_value, *kind)(static, *tensors)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
         static, tensors, wanted = ctx.static, ctx.saved_tensors, ctx.needs_input_grad[1:]
-        if watched(cotangent) or rule_for((*tensors, cotangent)) is not None:
-            return None, *pulled_back(static.call(tensors), wanted, cotangent, static.engine)
-        return None, *_gradient(wanted, cotangent, static, *tensors)[1]
+        usual = cotangent.is_contiguous() and not torch.is_grad_enabled()
+        if usual and not transforming() and not watched(cotangent):
+            return None, *ctx.gradient(wanted, cotangent, static, *tensors)[1]
+        return None, *pulled_back(static.call(tensors), wanted, cotangent, static.engine)
 
 
 _APPLY_COMPILED = apply_of(_EagerCompiled)
@@ -94,8 +101,8 @@ def _value(static: Static, *tensors: Any) -> Array:
 def _gradient(
     wanted: tuple[bool, ...], cotangent: Any, static: Static, *tensors: Any
 ) -> tuple[Array | None, tuple[Array | None, ...]]:
-    layout = None if cotangent is None else cotangent.is_contiguous()  # of a sum it is not
-    compiled = _compiled(compiled_gradient, wanted, layout, *_kind(static, *tensors))
+    usual = None if cotangent is None else cotangent.is_contiguous()  # of a sum it is not
+    compiled = _compiled(compiled_gradient, wanted, usual, *_kind(static, *tensors))
     found: tuple[Array | None, tuple[Array | None, ...]]
     found = compiled(wanted, cotangent, static, *tensors)
     return found
@@ -105,15 +112,28 @@ def _gradient(
 def _compiled(function: FunctionType, *kind: Any) -> Any:
     """Compile a copy of the function: PyTorch gives up on one that sees too many kinds of call."""
     code = function.__code__.replace(co_name=f"{function.__name__}_{abs(hash(kind))}")
-    # Globals are as they were, and PyTorch 2.7 has no way to say so.
-    skip = getattr(torch.compiler, "skip_guard_on_globals_unsafe", None)
-    options = {"guard_filter_fn": skip} if skip else None
+    options = {"guard_filter_fn": _left} if _CHOOSES_GUARDS else None
     return torch.compile(FunctionType(code, function.__globals__), options=options)
+
+
+def _left(guards: Any) -> list[bool]:
+    """Return which guards are to be checked in each call.
+
+    Not those on globals, which stay as they are, and on what is in `_kind`; nor those on hooks of
+    what autograd saves, where it saves nothing.
+    """
+    hooks = "" if torch.is_grad_enabled() else "AUTOGRAD_SAVED_TENSORS_HOOKS"
+    told = ("static", "wanted")
+    return [
+        not g.is_global and g.guard_type != hooks and not any(name in g.name for name in told)
+        for g in guards
+    ]
 
 
 def _kind(static: Static, *tensors: Any) -> tuple[Any, ...]:
     kinds = (t if t is None else (t.dtype, t.ndim, t.requires_grad) for t in tensors)
-    return static.loss, static.reduction, torch.is_grad_enabled(), *kinds
+    own = static.loss, static.numbers, static.reduction, static.trusted
+    return *own, torch.is_grad_enabled(), *kinds
 
 
 def compiled_value(static: Static, *tensors: Any) -> Any:
@@ -128,18 +148,34 @@ def compiled_gradient(
     return value, _derivatives.pullback(xp, call, wanted, cotangent, EAGER.run)
 
 
-def _without_numbers(call: Call) -> Call:
-    """Return the call with its numbers as tensors, for `torch.compile` would compile for each."""
+def _settled(call: Call) -> Call:
+    """Return the call with its numbers as tensors, unless they are those of the first such call.
+
+    Those are constants; but `torch.compile` would compile for each number there is.
+    """
     loss, operands, first = call.loss, call.operands, call.operands[0]
-    if not any(isinstance(o, torch.Tensor) for o in operands[loss.first_parameter :]):
-        loss = _sure(loss)
+    numbers = tuple([o for o in operands if not isinstance(o, torch.Tensor)])
+    if not numbers:
+        return call
+    constants = _constants(loss, first.dtype)
+    if not constants:
+        constants.append(numbers)
+    if numbers == constants[0]:
+        return call
     operands = tuple(
         o
         if isinstance(o, torch.Tensor)
         else torch.scalar_tensor(o, dtype=first.dtype, device=first.device)
         for o in operands
     )
-    return call._replace(loss=loss, operands=operands)
+    alone = loss.first_parameter + len(numbers) == len(operands)  # no parameter was an array
+    return call._replace(loss=_sure(loss) if alone else loss, operands=operands)
+
+
+@lru_cache(MOST_COMPILED)
+def _constants(loss: Loss, dtype: Any) -> list[tuple[Any, ...]]:
+    """Return a list for the numbers of the first call."""
+    return []
 
 
 @lru_cache(MOST_COMPILED)
