@@ -25,8 +25,8 @@ def _quick(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(
             torch, "compile", partial(torch.compile, fullgraph=True, backend="aot_eager")
         )
-        for kept in (torch_compile._compiled, torch_compile._constants, torch_compile._sure):
-            kept.cache_clear()
+        torch_compile._compiled.cache_clear()
+        torch_compile._sure.cache_clear()
 
 
 def _route(
@@ -138,11 +138,11 @@ def test_forward_and_backward_are_compiled_apart(
     torch = backend.module
     x, w = backend.asarray([1.5, 0.25]).requires_grad_(), backend.asarray([1.0, 3.0])
     y, saved = backend.asarray([1, -1], "int64"), []
-    for margin, in_tensors in ((2.0, []), (1.0, [1.0])):
+    for margin in (2.0, 1.0):  # a checkpoint takes them by their place: always as many
         saved.clear()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
             value = xpl.jit(loss)(x, y, margin, "sum", weight=w.requires_grad_())
-        assert [t.item() for t in saved if t.ndim == 0] == in_tensors
+        assert [t.item() for t in saved if t.ndim == 0] == [margin]
         arrays = {t.data_ptr() for t in saved if t.ndim > 0}
         assert arrays == {x.data_ptr(), y.data_ptr(), w.data_ptr()}
     batch = backend.asarray([1.0, 2.0])
@@ -156,33 +156,11 @@ def test_forward_and_backward_are_compiled_apart(
 
 
 @pytest.mark.library("torch")
-def test_all_margins_but_the_first_share_a_function(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from array_api_losses._engines import torch_compile as engine
-
-    torch, made, compiled = backend.module, [], engine._compiled
-
-    def noted(*key: Any) -> Any:
-        made.append(compiled(*key))
-        return made[-1]
-
-    monkeypatch.setattr(engine, "_compiled", noted)
-    x, y = backend.asarray([1.7, 0.3], "float32"), backend.asarray([1, -1], "int64")
-    for margin in (0.7, 0.9, 1.1, 0.7):
-        assert torch.equal(xpl.jit(loss)(x, y, margin), loss(x, y, margin))
-    first, second, third, again = made
-    assert (first, second) == (again, third)
-    assert first != second
-
-
-@pytest.mark.library("torch")
 def test_what_is_made_in_inference_mode(backend: Backend) -> None:
     torch, compiled = backend.module, xpl.jit(loss)
     x, y = backend.asarray([1.5, 0.25]).requires_grad_(), backend.asarray([1, -1], "int64")
-    compiled(x.detach(), y)
     with torch.inference_mode(), torch.enable_grad():
-        value = compiled(x, y, 0.5)  # the second margin, which becomes a tensor
+        value = compiled(x, y, 0.5)  # with a margin that is made there
     value.backward()
     assert x.grad.tolist() == [0.5, -0.5]
     with torch.inference_mode():

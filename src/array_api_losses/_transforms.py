@@ -159,9 +159,9 @@ def jit(loss: Callable[..., Any]) -> Callable[..., Any]:
     function
         With the parameters and results of `loss`. It compiles at the first call for a kind of
         array: with Numba for NumPy (elementwise losses of float32 or float64, without weights and
-        with one margin; others run as without `jit`), with `torch.compile` for PyTorch (once more
-        for a second margin, and then for all), with `jax.jit` for JAX, for Dask the losses as its
-        chunks are, and not at all for other libraries.
+        with one margin; others run as without `jit`), with `torch.compile` for PyTorch, with
+        `jax.jit` for JAX, for Dask the losses as its chunks are, and not at all for other
+        libraries.
 
     Raises
     ------

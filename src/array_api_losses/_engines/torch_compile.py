@@ -45,12 +45,12 @@ class _ThroughCompile(Torch):
     def tracked(self, call: Call) -> Array:
         if watched() or torch.is_inference_mode_enabled():  # what is made there cannot be saved
             return super().tracked(call)
-        return _APPLY_COMPILED(*taken_apart(_settled(call), self))
+        return _APPLY_COMPILED(*taken_apart(_without_numbers(call), self))
 
     def untracked(self, call: Call) -> Array:
         if watched():
             return super().untracked(call)
-        return _value(*taken_apart(_settled(call), self))
+        return _value(*taken_apart(_without_numbers(call), self))
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -68,7 +68,7 @@ class _ThroughCompile(Torch):
     ) -> tuple[Array | None, tuple[Array | None, ...]] | None:
         if watched(cotangent):
             return None
-        return _gradient(wanted, cotangent, *taken_apart(_settled(call), self))
+        return _gradient(wanted, cotangent, *taken_apart(_without_numbers(call), self))
 
 
 class _EagerCompiled(Eager):
@@ -132,7 +132,7 @@ def _left(guards: Any) -> list[bool]:
 
 def _kind(static: Static, *tensors: Any) -> tuple[Any, ...]:
     kinds = (t if t is None else (t.dtype, t.ndim, t.requires_grad) for t in tensors)
-    own = static.loss, static.numbers, static.reduction, static.trusted
+    own = static.loss, static.reduction, static.trusted
     return *own, torch.is_grad_enabled(), *kinds
 
 
@@ -148,34 +148,22 @@ def compiled_gradient(
     return value, _derivatives.pullback(xp, call, wanted, cotangent, EAGER.run)
 
 
-def _settled(call: Call) -> Call:
-    """Return the call with its numbers as tensors, unless they are those of the first such call.
+def _without_numbers(call: Call) -> Call:
+    """Return the call with its numbers as tensors, for `torch.compile` would compile for each.
 
-    Those are constants; but `torch.compile` would compile for each number there is.
+    All of them: a checkpoint takes what is saved by its place, twice, and a margin that is a tensor
+    in one of the two only would be taken for a weight.
     """
     loss, operands, first = call.loss, call.operands, call.operands[0]
-    numbers = tuple([o for o in operands if not isinstance(o, torch.Tensor)])
-    if not numbers:
-        return call
-    constants = _constants(loss, first.dtype)
-    if not constants:
-        constants.append(numbers)
-    if numbers == constants[0]:
-        return call
+    if not any(isinstance(o, torch.Tensor) for o in operands[loss.first_parameter :]):
+        loss = _sure(loss)
     operands = tuple(
         o
         if isinstance(o, torch.Tensor)
         else torch.scalar_tensor(o, dtype=first.dtype, device=first.device)
         for o in operands
     )
-    alone = loss.first_parameter + len(numbers) == len(operands)  # no parameter was an array
-    return call._replace(loss=_sure(loss) if alone else loss, operands=operands)
-
-
-@lru_cache(MOST_COMPILED)
-def _constants(loss: Loss, dtype: Any) -> list[tuple[Any, ...]]:
-    """Return a list for the numbers of the first call."""
-    return []
+    return call._replace(loss=loss, operands=operands)
 
 
 @lru_cache(MOST_COMPILED)
