@@ -5,6 +5,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
@@ -527,6 +528,30 @@ def test_saved_tensors_are_read_once(
     value = checkpoint(lambda x: function(x, y, reduction="sum"), x, use_reentrant=False)
     (slope,) = backend.module.autograd.grad(value, x, create_graph=create_graph)
     assert slope.tolist() == [1, -1]
+
+
+@pytest.mark.parametrize("export", [False, True])
+def test_another_thread_may_compile(backend: Backend, *, export: bool) -> None:
+    """Which PyTorch tells every thread: arrays of NumPy were none, and other tensors were saved."""
+    torch, host = backend.module, backend.np.ones(2)
+    x, y = backend.asarray([1.5, 0.25]).requires_grad_(), backend.asarray([1, -1], "int64")
+    found = []
+
+    def elsewhere(*given: Any) -> Any:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(loss, host, host).result() == 1
+            found.append(type(pool.submit(loss, x, y).result().grad_fn).__name__)
+        return given[0]
+
+    class Module(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            return elsewhere(x) + 1
+
+    if export:
+        torch.export.export(Module(), (x.detach(),), strict=False)
+    else:
+        torch.compile(lambda x: x + 1, backend=elsewhere)(x.detach())
+    assert found == ["EagerBackward"]
 
 
 def test_tensors_that_numpy_cannot_share(backend: Backend) -> None:

@@ -44,6 +44,18 @@ TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 """Types whose values lie in memory; a subclass may do anything."""
 
 
+def compiling() -> bool:
+    """Whether PyTorch compiles or exports this call.
+
+    While one thread does so, `torch.compiler.is_compiling` is true in all of them. TorchDynamo says
+    when it reads this; in an export without it, only the context of the trace is per thread.
+    """
+    if not torch.compiler.is_compiling():
+        return False
+    traced: bool = torch.compiler.is_dynamo_compiling()
+    return traced or torch._guards.TracingContext.try_get() is not None
+
+
 def _select(y: Any, a: Any, b: Any) -> Any:
     # Compiled, it has no branch; and the fewer operations there are, the more of them are fused.
     return torch.where(y > 0, a, torch.where(y < 0, b, y))
@@ -66,13 +78,13 @@ def _moderate(v: Any) -> tuple[Any, Any, Any]:
 
 def _once(*numbers: Any) -> Any:
     # What is compiled for a GPU has the row, and all of its numbers, at hand.
-    if torch.compiler.is_compiling() and numbers[0].is_cpu:
+    if compiling() and numbers[0].is_cpu:
         return torch.stack(numbers).unbind()
     return numbers
 
 
 def _total(values: Any, dtype: Any) -> Any:
-    if not torch.compiler.is_compiling():
+    if not compiling():
         values = values.contiguous()  # else PyTorch adds one element after another
     return torch.sum(values, dtype=_wide(values, dtype))
 
@@ -83,7 +95,7 @@ def _over(values: Any, axes: tuple[int, ...]) -> Any:
 
 def _wide(values: Any, dtype: Any) -> Any:
     """Return the dtype to add in: what is compiled for a CPU adds one element after another."""
-    if values.is_cpu and torch.compiler.is_compiling():
+    if values.is_cpu and compiling():
         return torch.float64
     return dtype
 
@@ -126,7 +138,7 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
         call, wanted = _saved(ctx)
-        if torch.compiler.is_compiling() and not call.loss.rowwise:
+        if compiling() and not call.loss.rowwise:
             call = _afterwards(call, cotangent)
         return None, *_derivatives.pullback(xp, call, wanted, cotangent, ENGINE.run)
 
@@ -210,7 +222,7 @@ class Torch(Plain):
     """Labels are read on the CPU only, and only outside `vmap`, `torch.compile` and the like."""
 
     def value(self, call: Call) -> Array:
-        if torch.compiler.is_compiling():
+        if compiling():
             return self.run(call)
         rule = rule_for(call.arguments())
         if rule is None:
@@ -269,7 +281,7 @@ class Torch(Plain):
         return _pipeline.value(xp, call) if rule is None else rule.apply(*taken_apart(call, self))
 
     def compiled(self, loss: Loss) -> Plain:
-        if torch.compiler.is_compiling():
+        if compiling():
             return self
         from array_api_losses._engines import torch_compile
 
@@ -285,11 +297,11 @@ class Torch(Plain):
         label = call.label()
         # The rest of a DTensor, a subclass, is in other processes.
         part = type(label) not in TENSORS and hasattr(label, "to_local")
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        traced = compiling() or torch.jit.is_tracing()
         return not (part or traced) and label.device.type == "cpu"
 
     def traits(self, arrays: tuple[Array, ...]) -> tuple[Any, ...] | None:
-        if torch.compiler.is_compiling():
+        if compiling():
             return None
         if torch.jit.is_tracing():  # which compares the graphs of two calls, line by line
             return None
@@ -304,7 +316,7 @@ class Torch(Plain):
         return array.device
 
     def number(self, name: str, argument: str, value: Any, like: Array) -> Any:
-        if torch.compiler.is_compiling():
+        if compiling():
             return torch.full((), value, dtype=like.dtype, device=like.device)
         return super().number(name, argument, value, like)
 
@@ -334,8 +346,8 @@ def savable(call: Call) -> Call:
 
 def rule_for(arguments: tuple[Any, ...]) -> Any:
     """Return the function that autodiff, in the mode it is in now, needs; None if it is not on."""
-    compiling = torch.compiler.is_compiling()
-    if not compiling and (
+    traced = compiling()
+    if not traced and (
         torch._C._are_functorch_transforms_active()
         or (
             forward_ad._current_level >= 0  # within forward mode; quicker to see than tangents
@@ -349,7 +361,7 @@ def rule_for(arguments: tuple[Any, ...]) -> Any:
     if torch.is_grad_enabled():
         for argument in arguments:  # and not `any`, which is a tenth of a small call
             if isinstance(argument, torch.Tensor) and argument.requires_grad:
-                return _Compiled if compiling else Eager
+                return _Compiled if traced else Eager
     return None
 
 
@@ -365,7 +377,7 @@ def watched(cotangent: Any = None) -> bool:
     """
     return (
         (cotangent is not None and not torch._C._has_storage(cotangent))
-        or torch.compiler.is_compiling()
+        or compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.jit.is_tracing()
     )
