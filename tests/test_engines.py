@@ -6,6 +6,7 @@ import threading
 import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -370,6 +371,16 @@ if child == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 """
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_another_thread_may_import_pytorch(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its module stands empty for a second."""
+    x = backend.asarray([1.0])
+    assert loss(x, x) == 1
+    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
+    assert loss(x, x) == 1
 
 
 def test_a_call_while_the_interpreter_ends() -> None:

@@ -35,8 +35,9 @@ def nested(array: Any) -> bool:
 
 def engine_of(array: Any) -> "Plain | None":
     """Return the engine for an array, or None for what is no array."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.compiler.is_dynamo_compiling():
+    torch: Any = sys.modules.get("torch")
+    compiler = getattr(torch, "compiler", None)  # another thread may be importing it
+    if compiler is not None and compiler.is_dynamo_compiling():
         # TorchDynamo can neither watch a table of types nor read what array-api-compat does below.
         return _of_torch() if isinstance(array, torch.Tensor) and not nested(array) else None
     if nested(array):
