@@ -132,7 +132,8 @@ class JAX(Plain):
     def device(self, array: Array) -> Any:
         if isinstance(array, jax.core.Tracer) or not array.committed:
             return None  # JAX takes what is not committed to a device to wherever the others are
-        return frozenset(array.devices())
+        devices = array.devices()
+        return frozenset(devices) if len(devices) > 1 else next(iter(devices))
 
     def strengthened(self, parameter: Array, dtype: Any) -> Array:
         return parameter.astype(dtype) if parameter.aval.weak_type else parameter
