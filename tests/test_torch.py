@@ -393,6 +393,26 @@ def test_nested_tensors_are_refused(backend: Backend) -> None:
     assert loss(x.values(), y.values()).item() == 1.05
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta state:UserWarning")
+@pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr", "_mkldnn"])
+@pytest.mark.parametrize("argument", ["input", "label", "weight"])
+def test_tensors_that_are_not_dense_are_refused(
+    backend: Backend, argument: str, layout: str
+) -> None:
+    torch = backend.module
+    if layout == "_mkldnn":
+        sparse = torch.ones(2, 2).to_mkldnn()
+    else:
+        sparse = torch.ones(2, 2).to_sparse(layout=getattr(torch, layout))
+    ones = backend.asarray([[1.0, 1.0]] * 2, "float32")
+    arguments = {"input": ones, "label": ones, argument: sparse}
+    text = f"`{argument}` has layout torch.{layout}; .* `{argument} = {argument}.to_dense"
+    loss(ones, ones, weight=ones)  # what has agreed once is looked up
+    for call in (loss, xpl.jit(loss), xpl.value_and_grad(loss)):
+        with pytest.raises(TypeError, match=text):
+            call(**arguments)
+
+
 def test_a_parameter_trains(backend: Backend) -> None:
     torch = backend.module
     margin = torch.nn.Parameter(backend.asarray(2.0))

@@ -13,7 +13,7 @@ from array_api_losses._arguments import (
     kind_of,
     unknown,
 )
-from array_api_losses._engines import masked, nested
+from array_api_losses._engines import masked
 
 if TYPE_CHECKING:
     from array_api_losses._loss import Call
@@ -104,11 +104,17 @@ def fail_not_array(
             f"{name}: `{argument}` is {kind_of(value)}, whose mask would be lost. Let a weight say"
             f" what counts: `{array}`."
         )
-    if nested(value):
+    if getattr(value, "is_nested", False):  # by PyTorch
         msg = (
             f"{name}: `{argument}` is {kind_of(value)}, whose rows may differ in length. Give all"
             f" of them as one array, `{argument} = {argument}.values()`, or pad them and let a"
             " weight say what counts."
+        )
+    elif hasattr(value, "to_dense"):  # likewise
+        layout = getattr(value, "layout", None)
+        msg = (
+            f"{name}: `{argument}` has layout {layout}; it must be strided. Convert it, e.g."
+            f" `{argument} = {argument}.to_dense()`."
         )
     raise TypeError(msg)
 

@@ -28,21 +28,16 @@ def masked(value: Any) -> str | None:
     return next((name for name in _MASKED if name in names), None)
 
 
-def nested(array: Any) -> bool:
-    """Whether rows differ in length, as no shape of the standard says, and so are hard to count."""
-    return bool(getattr(array, "is_nested", False))
-
-
 def engine_of(array: Any) -> "Plain | None":
-    """Return the engine for an array, or None for what is no array."""
+    """Return the engine for an array, or None for what is none of the standard."""
     torch: Any = sys.modules.get("torch")
     compiler = getattr(torch, "compiler", None)  # another thread may be importing it
     if compiler is not None and compiler.is_dynamo_compiling():
         # TorchDynamo can neither watch a table of types nor read what array-api-compat does below.
-        return _of_torch() if isinstance(array, torch.Tensor) and not nested(array) else None
-    if nested(array):
-        return None
-    return BY_TYPE.get(type(array)) or _found(array)
+        engine = _of_torch() if isinstance(array, torch.Tensor) else None
+    else:
+        engine = BY_TYPE.get(type(array)) or _found(array)
+    return engine if engine is None or engine.regular(array) else None
 
 
 def _of_torch() -> "Plain":

@@ -85,6 +85,10 @@ class Plain:
                 found = ["other floating"]
             return self._kinds.setdefault(dtype, found[0])
 
+    def regular(self, array: Array) -> bool:
+        """Whether formulas can run on an array of the library: on dense ones, of one shape."""
+        return True
+
     def device(self, array: Array) -> Any:
         """Return the device of an array, or None while it has none."""
         return compat.device(array)

@@ -40,6 +40,8 @@ HALVES = frozenset({torch.float16, torch.bfloat16})
 HOSTED = HALVES | {torch.float32, torch.float64}
 """The dtypes that NumPy has too, and those that PyTorch converts sooner, or NumPy does not know."""
 
+STRIDED = torch.strided
+
 TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
 """Types whose values lie in memory; a subclass may do anything."""
 
@@ -307,10 +309,13 @@ class Torch(Plain):
             return None
         found: list[Any] = []
         for array in arrays:
-            if type(array) not in TENSORS or array.is_nested:
+            if type(array) not in TENSORS or array.layout is not STRIDED or array.is_nested:
                 return None
             found += array.dtype, array.device
         return tuple(found)
+
+    def regular(self, array: Array) -> bool:
+        return array.layout is STRIDED and not array.is_nested
 
     def device(self, array: Array) -> Any:
         return array.device
