@@ -373,14 +373,17 @@ assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_another_thread_may_import_pytorch(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("module", [None, ModuleType("torch")], ids=["none", "empty"])
+def test_a_module_that_is_not_yet_pytorch(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, module: ModuleType | None
 ) -> None:
-    """Its module stands empty for a second."""
+    """It is empty while another thread imports it; None stands for what must not be imported."""
     x = backend.asarray([1.0])
     assert loss(x, x) == 1
-    monkeypatch.setitem(sys.modules, "torch", ModuleType("torch"))
-    assert loss(x, x) == 1
+    monkeypatch.setitem(sys.modules, "torch", module)
+    of_new_type = x.view(type("Array", (backend.np.ndarray,), {}))
+    for array in (x, of_new_type):
+        assert loss(array, array) == 1
 
 
 def test_a_call_while_the_interpreter_ends() -> None:

@@ -47,8 +47,10 @@ def _of_torch() -> "Plain":
 
 
 def _found(array: Any) -> "Plain | None":
-    if compat.is_torch_array(array):  # a subclass too, but without an entry of its own
-        return _of_torch()
+    # Not `is_torch_array`, which fails while PyTorch is being imported, and where it is None.
+    tensor = getattr(sys.modules.get("torch"), "Tensor", None)
+    if tensor is not None and isinstance(array, tensor):
+        return _of_torch()  # a subclass too, but without an entry of its own
     if not compat.is_array_api_obj(array) or masked(array):
         return None
     engine = _engine_for(array)
