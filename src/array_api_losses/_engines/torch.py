@@ -308,7 +308,7 @@ class Torch(Plain):
         if torch.jit.is_tracing():  # which compares the graphs of two calls, line by line
             return None
         found: list[Any] = []
-        for array in arrays:
+        for array in arrays:  # `regular`, but a call of it takes a percent of a small loss
             if type(array) not in TENSORS or array.layout is not STRIDED or array.is_nested:
                 return None
             found += array.dtype, array.device
