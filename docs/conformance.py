@@ -46,7 +46,8 @@ CI has none. What follows was run by hand, on one NVIDIA H200, and not again aft
 Two runs were cut off; what they did not reach had passed in runs before. Since then, some of what
 CuPy does around its kernels has changed: how they are looked up and, for more than 500 million
 elements, how many threads add up and how views are indexed. Without a GPU, that runs in the mode
-`kernels`. Of `jit` on PyTorch, what is done around what is compiled has changed."""
+`kernels`. Of `jit` on PyTorch, what is done around what is compiled has changed, and
+margins come to kernels by value."""
 
 
 def main(paths: list[str]) -> None:

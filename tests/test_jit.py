@@ -26,7 +26,6 @@ def _quick(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
             torch, "compile", partial(torch.compile, fullgraph=True, backend="aot_eager")
         )
         torch_compile._compiled.cache_clear()
-        torch_compile._sure.cache_clear()
 
 
 def _route(
@@ -142,9 +141,7 @@ def test_forward_and_backward_are_compiled_apart(
         saved.clear()
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
             value = xpl.jit(loss)(x, y, margin, "sum", weight=w.requires_grad_())
-        assert [t.item() for t in saved if t.ndim == 0] == [margin]
-        arrays = {t.data_ptr() for t in saved if t.ndim > 0}
-        assert arrays == {x.data_ptr(), y.data_ptr(), w.data_ptr()}
+        assert [t.data_ptr() for t in saved] == [x.data_ptr(), y.data_ptr(), w.data_ptr()]
     batch = backend.asarray([1.0, 2.0])
     with monkeypatch.context() as patch:
         patch.setattr(torch_compile, "_compiled", None)  # which cannot take a batch

@@ -303,9 +303,7 @@ class Torch(Plain):
         return not (part or traced) and label.device.type == "cpu"
 
     def traits(self, arrays: tuple[Array, ...]) -> tuple[Any, ...] | None:
-        if compiling():
-            return None
-        if torch.jit.is_tracing():  # which compares the graphs of two calls, line by line
+        if watched():  # tracing, PyTorch compares the graphs of two calls, line by line
             return None
         found: list[Any] = []
         for array in arrays:  # `regular`, but a call of it takes a percent of a small loss
@@ -382,9 +380,9 @@ def watched(cotangent: Any = None) -> bool:
     """
     return (
         (cotangent is not None and not torch._C._has_storage(cotangent))
-        or compiling()
+        or (torch.compiler.is_compiling() and compiling())
         or torch._C._len_torch_dispatch_stack() > 0
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from array_api_losses import _derivatives
 from array_api_losses._engines.torch import ENGINE as EAGER
 from array_api_losses._engines.torch import (
+    HALVES,
     Eager,
     Static,
     Torch,
@@ -23,7 +24,7 @@ from array_api_losses._engines.torch import (
     transforming,
     watched,
 )
-from array_api_losses._loss import Array, Call, Loss
+from array_api_losses._loss import Array, Call
 
 MOST_COMPILED = 256
 """So many kinds of call are kept: norms and the like are constants in them."""
@@ -43,14 +44,14 @@ class _ThroughCompile(Torch):
         return False
 
     def tracked(self, call: Call) -> Array:
-        if watched() or torch.is_inference_mode_enabled():  # what is made there cannot be saved
+        if watched():
             return super().tracked(call)
-        return _APPLY_COMPILED(*taken_apart(_without_numbers(call), self))
+        return _APPLY_COMPILED(*taken_apart(call, self))
 
     def untracked(self, call: Call) -> Array:
         if watched():
             return super().untracked(call)
-        return _value(*taken_apart(_without_numbers(call), self))
+        return _value(*taken_apart(call, self))
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -68,7 +69,7 @@ class _ThroughCompile(Torch):
     ) -> tuple[Array | None, tuple[Array | None, ...]] | None:
         if watched(cotangent):
             return None
-        return _gradient(wanted, cotangent, *taken_apart(_without_numbers(call), self))
+        return _gradient(wanted, cotangent, *taken_apart(call, self))
 
 
 class _EagerCompiled(Eager):
@@ -76,18 +77,19 @@ class _EagerCompiled(Eager):
 
     @staticmethod
     def forward(ctx: Any, static: Static, *tensors: Any) -> Any:
-        ctx.static = static
+        ctx.static, ctx.numbers = static, _numbers(static, tensors[0])
         ctx.save_for_backward(*tensors)
         kind, usual = _kind(static, *tensors), True  # the cotangent is in one piece
-        ctx.gradient = _compiled(compiled_gradient, ctx.needs_input_grad[1:], usual, *kind)
-        return _compiled(compiled_value, *kind)(static, *tensors)
+        ctx.gradient = _compiled(ctx.needs_input_grad[1:], usual, *kind)
+        return _compiled(None, None, *kind)(*ctx.numbers, *tensors)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
-        static, tensors, wanted = ctx.static, ctx.saved_tensors, ctx.needs_input_grad[1:]
+        tensors = ctx.saved_tensors
         usual = cotangent.is_contiguous() and not torch.is_grad_enabled()
         if usual and not transforming() and not watched(cotangent):
-            return None, *ctx.gradient(wanted, cotangent, static, *tensors)[1]
+            return None, *ctx.gradient(cotangent, *ctx.numbers, *tensors)[1]
+        static, wanted = ctx.static, ctx.needs_input_grad[1:]
         return None, *pulled_back(static.call(tensors), wanted, cotangent, static.engine)
 
 
@@ -95,25 +97,33 @@ _APPLY_COMPILED = apply_of(_EagerCompiled)
 
 
 def _value(static: Static, *tensors: Any) -> Array:
-    return _compiled(compiled_value, *_kind(static, *tensors))(static, *tensors)
+    compiled = _compiled(None, None, *_kind(static, *tensors))
+    return compiled(*_numbers(static, tensors[0]), *tensors)
 
 
 def _gradient(
     wanted: tuple[bool, ...], cotangent: Any, static: Static, *tensors: Any
 ) -> tuple[Array | None, tuple[Array | None, ...]]:
     usual = None if cotangent is None else cotangent.is_contiguous()  # of a sum it is not
-    compiled = _compiled(compiled_gradient, wanted, usual, *_kind(static, *tensors))
+    compiled = _compiled(wanted, usual, *_kind(static, *tensors))
     found: tuple[Array | None, tuple[Array | None, ...]]
-    found = compiled(wanted, cotangent, static, *tensors)
+    found = compiled(cotangent, *_numbers(static, tensors[0]), *tensors)
     return found
 
 
 @lru_cache(MOST_COMPILED)
-def _compiled(function: FunctionType, *kind: Any) -> Any:
+def _compiled(wanted: tuple[bool, ...] | None, usual: bool | None, *kind: Any) -> Any:
     """Compile a copy of the function: PyTorch gives up on one that sees too many kinds of call."""
-    code = function.__code__.replace(co_name=f"{function.__name__}_{abs(hash(kind))}")
+    function = compiled_value if wanted is None else compiled_gradient
+    name = f"{function.__name__}_{abs(hash((wanted, usual, kind)))}"
+    copy = FunctionType(function.__code__.replace(co_name=name), function.__globals__)
+    loss, reduction, trusted, _, *kinds = kind
+    # Numbers have passed the check of parameters already.
+    sure = not any(kinds[loss.first_parameter : -1])
+    static = replace(loss, sure=sure), reduction, trusted, tuple(k is None for k in kinds[:-1])
+    copy.__kwdefaults__ = {"static": static} | ({} if wanted is None else {"wanted": wanted})
     options = {"guard_filter_fn": _left} if _CHOOSES_GUARDS else None
-    return torch.compile(FunctionType(code, function.__globals__), options=options)
+    return torch.compile(copy, options=options)
 
 
 def _left(guards: Any) -> list[bool]:
@@ -131,45 +141,42 @@ def _left(guards: Any) -> list[bool]:
 
 
 def _kind(static: Static, *tensors: Any) -> tuple[Any, ...]:
-    kinds = (t if t is None else (t.dtype, t.ndim, t.requires_grad) for t in tensors)
-    own = static.loss, static.reduction, static.trusted
-    return *own, torch.is_grad_enabled(), *kinds
+    kinds = [t if t is None else (t.dtype, t.ndim, t.requires_grad) for t in tensors]
+    return static.loss, static.reduction, static.trusted, torch.is_grad_enabled(), *kinds
 
 
-def compiled_value(static: Static, *tensors: Any) -> Any:
-    return EAGER.run(static.call(tensors))
+def _numbers(static: Static, first: Array) -> list[Array]:
+    """Return the numbers as tensors, for `torch.compile` would compile for each.
+
+    For CUDA they lie on the CPU: a kernel is given the value of such a tensor, if nothing is to be
+    done to it before, so it has the dtype that is computed in.
+    """
+    dtype = torch.float32 if first.dtype in HALVES else first.dtype
+    device = "cpu" if first.is_cuda else first.device
+    return [
+        torch.scalar_tensor(n, dtype=dtype, device=device) for n in static.numbers if n is not None
+    ]
+
+
+def compiled_value(*arguments: Any, static: Any) -> Any:
+    return EAGER.run(_call(static, arguments))
 
 
 def compiled_gradient(
-    wanted: tuple[bool, ...], cotangent: Any, static: Static, *tensors: Any
+    cotangent: Any, *arguments: Any, static: Any, wanted: tuple[bool, ...]
 ) -> Any:
-    call = static.call(tensors)
+    call = _call(static, arguments)
     value = EAGER.run(call) if cotangent is None else None
     return value, _derivatives.pullback(xp, call, wanted, cotangent, EAGER.run)
 
 
-def _without_numbers(call: Call) -> Call:
-    """Return the call with its numbers as tensors, for `torch.compile` would compile for each.
-
-    All of them: a checkpoint takes what is saved by its place, twice, and a margin that is a tensor
-    in one of the two only would be taken for a weight.
-    """
-    loss, operands, first = call.loss, call.operands, call.operands[0]
-    if not any(isinstance(o, torch.Tensor) for o in operands[loss.first_parameter :]):
-        loss = _sure(loss)
-    operands = tuple(
-        o
-        if isinstance(o, torch.Tensor)
-        else torch.scalar_tensor(o, dtype=first.dtype, device=first.device)
-        for o in operands
-    )
-    return call._replace(loss=loss, operands=operands)
-
-
-@lru_cache(MOST_COMPILED)
-def _sure(loss: Loss) -> Loss:
-    """Return the loss without the check of parameters, which numbers have passed already."""
-    return replace(loss, sure=True)
+def _call(static: Any, arguments: tuple[Any, ...]) -> Call:
+    """Put the call together: before its tensors stand the numbers, which are missing there."""
+    loss, reduction, trusted, missing = static
+    numbers = list(arguments[: sum(missing)])
+    present = arguments[len(numbers) : -1]
+    operands = [numbers.pop(0) if m else o for m, o in zip(missing, present, strict=True)]
+    return Call(loss, tuple(operands), arguments[-1], reduction, None, trusted)
 
 
 ENGINE = _ThroughCompile(xp)
