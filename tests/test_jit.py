@@ -115,8 +115,11 @@ def test_inside_of_other_transforms(backend: Backend) -> None:
     ]
     outer = torch.compile(xpl.jit(loss), fullgraph=True, backend="aot_eager")
     assert outer(x, y).item() == 1.125
+    from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    with FakeTensorMode():
+        assert xpl.jit(loss)(torch.rand(3, requires_grad=True), torch.ones(3)).requires_grad
     traced = make_fx(lambda x: xpl.value_and_grad(xpl.jit(loss))(x, y))(x)
     value, gradient = traced(x + 1)
     assert value.item() == 1.25

@@ -159,18 +159,18 @@ def _numbers(static: Static, first: Array) -> list[Array]:
 
 
 def compiled_value(*arguments: Any, static: Any) -> Any:
-    return EAGER.run(_call(static, arguments))
+    return EAGER.run(compiled_call(static, arguments))
 
 
 def compiled_gradient(
     cotangent: Any, *arguments: Any, static: Any, wanted: tuple[bool, ...]
 ) -> Any:
-    call = _call(static, arguments)
+    call = compiled_call(static, arguments)
     value = EAGER.run(call) if cotangent is None else None
     return value, _derivatives.pullback(xp, call, wanted, cotangent, EAGER.run)
 
 
-def _call(static: Any, arguments: tuple[Any, ...]) -> Call:
+def compiled_call(static: Any, arguments: tuple[Any, ...]) -> Call:
     """Put the call together: before its tensors stand the numbers, which are missing there."""
     loss, reduction, trusted, missing = static
     numbers = list(arguments[: sum(missing)])
