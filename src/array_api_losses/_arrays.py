@@ -40,36 +40,38 @@ _AGREED: dict[Any, tuple["Plain", tuple[Any, ...] | None]] = {}
 _MOST_AGREED = 256
 
 
-def agree(call: "Call") -> tuple["Plain", "Call"]:
+def agree(call: "Call", *, compiled: bool) -> tuple["Plain", "Call"]:
     """Check the arguments against each other; return their engine, and the call.
+
+    Where `compiled`, it is the engine that compiles.
 
     Numbers among the parameters come back rounded to the dtype of the inputs. What has agreed once
     is looked up from then on, since the checks take as long as the arithmetic of a small call.
     """
-    loss, operands, weight, reduction, name, _, compiled = call
+    loss, operands, weight, reduction, name, _ = call
     engine = engine_of(operands[0])
     if engine is None or type(reduction) is not str or type(name) not in _TEXT:
-        return _checked(call)
+        return _checked(call, compiled=compiled)
     count = loss.first_parameter
     parameters = operands[count:]
     for parameter in parameters:
         if type(parameter) is not float:
-            return _checked(call)
+            return _checked(call, compiled=compiled)
     inputs = operands[:count]
     arrays = inputs if weight is None else (*inputs, weight)
     shape = operands[0].shape
     if loss.rowwise and not shape:
-        return _checked(call)
+        return _checked(call, compiled=compiled)
     traits = engine.traits(arrays)
     if traits is None:
-        return _checked(call)
+        return _checked(call, compiled=compiled)
     shapes = None if _of_one_shape(loss, arrays) else tuple([array.shape for array in arrays])
     seen = loss, reduction, compiled, parameters, traits, shapes
     known = _AGREED.get(seen)
     if known is not None:
         engine, rounded = known
         return engine, call if rounded is None else call.with_arguments((*inputs, *rounded, weight))
-    engine, call = _checked(call)
+    engine, call = _checked(call, compiled=compiled)
     if len(_AGREED) >= _MOST_AGREED:
         _AGREED.clear()
     rounded = call.operands[count:]
@@ -89,8 +91,8 @@ def _of_one_shape(loss: "Loss", arrays: tuple[Any, ...]) -> bool:
     return True
 
 
-def _checked(call: "Call") -> tuple["Plain", "Call"]:
-    loss, operands, weight, reduction, name, _, compiled = call
+def _checked(call: "Call", *, compiled: bool) -> tuple["Plain", "Call"]:
+    loss, operands, weight, reduction, name, _ = call
     check_name(loss.name, name)
     first, at = operands[0], loss.first_parameter
     name, who = call.title(), loss.inputs[0]

@@ -172,7 +172,7 @@ def _slope_in_weight(xp: Any, original: Call, value: Callable[[Call], Array]) ->
     call = prepared(xp, original)
     left_out = (call.weight == 0) & ~xp.isfinite(call.loss.value(xp, *call.operands))
     rest = xp.astype(~left_out, wide)
-    loss, operands, _, _, name, trusted, _ = original
+    loss, operands, _, _, name, trusted = original
     losses = value(Call(loss, operands, rest, "none", name, trusted))
     if call.reduction != "mean":
         return losses

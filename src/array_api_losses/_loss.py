@@ -104,8 +104,6 @@ class Call(NamedTuple):
     name: str | None
     trusted: bool = False
     """Whether every label is known to be 1 or -1, or there are none."""
-    compiled: bool = False
-    """Whether it is to run compiled."""
 
     def title(self) -> str:
         """What stands at the head of error messages."""
@@ -117,12 +115,12 @@ class Call(NamedTuple):
 
     def with_arguments(self, arguments: tuple[Any, ...]) -> "Call":
         """Return the same call of other arrays."""
-        loss, _, _, reduction, name, trusted, compiled = self
-        return Call(loss, arguments[:-1], arguments[-1], reduction, name, trusted, compiled)
+        loss, _, _, reduction, name, trusted = self
+        return Call(loss, arguments[:-1], arguments[-1], reduction, name, trusted)
 
     def as_trusted(self) -> "Call":
         """Return the same call, its labels known to be 1 or -1."""
-        loss, operands, weight, reduction, name, _, _ = self
+        loss, operands, weight, reduction, name, _ = self
         return Call(loss, operands, weight, reduction, name, trusted=True)
 
     def label(self) -> Array:
@@ -144,10 +142,11 @@ def evaluated_early(function: Callable[P, None]) -> Callable[P, None]:
     return function
 
 
-def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
+def loss_function(bind: Callable[P, Call], *, compiled: bool = False) -> Callable[P, Array]:
     """Turn a function that binds its arguments to a `Call` into one that evaluates that call.
 
-    The transforms use the inner function, `loss.bind`, to see the call without running it.
+    The transforms use what is within: `loss.bind`, to make another of it, and `loss.agreed`, to
+    see the call, and the engine that is to run it, without running it.
     """
     explained = explainer(bind)
 
@@ -157,18 +156,18 @@ def loss_function(bind: Callable[P, Call]) -> Callable[P, Array]:
             call = bind(*args, **kwargs)
         except TypeError as error:
             raise explained(args, kwargs, error) from None
-        engine, call = agree(call)
+        engine, call = agree(call, compiled=compiled)
         return engine.value(call)
 
-    @wraps(bind)
-    def bound(*args: P.args, **kwargs: P.kwargs) -> Call:
+    def agreed(*args: P.args, **kwargs: P.kwargs) -> tuple[Any, Call]:
         try:
-            return bind(*args, **kwargs)
+            call = bind(*args, **kwargs)
         except TypeError as error:
             raise explained(args, kwargs, error) from None
+        return agree(call, compiled=compiled)
 
     loss.__annotations__["return"] = Array
-    loss.__dict__["bind"] = bound
+    loss.__dict__.update(bind=bind, agreed=agreed)
     return loss
 
 

@@ -42,7 +42,7 @@ def prepared(xp: Any, call: Call) -> Call:
     What has no loss becomes NaN, the label or, without one, the parameter: a label other than 1 and
     -1, and whatever stands beside a parameter that is not finite or out of bounds.
     """
-    loss, operands, weight, reduction, name, trusted, _ = call
+    loss, operands, weight, reduction, name, trusted = call
     at, after, dtype = len(loss.inputs), loss.first_parameter, accumulator(xp, operands[0].dtype)
     operands = tuple([cast(xp, o, dtype) if hasattr(o, "dtype") else o for o in operands])
     labels, parameters = operands[at:after], operands[after:]

@@ -11,7 +11,7 @@ from functools import partial, wraps
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from array_api_losses._arguments import is_real
-from array_api_losses._arrays import agree, check_cotangent
+from array_api_losses._arrays import check_cotangent
 from array_api_losses._engines import engine_of
 from array_api_losses._loss import Array, Call, LossInstance, loss_function
 from array_api_losses._messages import elsewhere, explainer
@@ -83,11 +83,11 @@ def value_and_grad(loss: Callable[..., Array], argnums: Argnums = 0) -> Callable
     >>> gradient
     array([ 0.25, -0.25,  0.  ,  0.  ])
     """
-    bind = _binder("value_and_grad", loss)
-    names = _names("value_and_grad", loss, bind, argnums)
+    agreed = _within("value_and_grad", loss, "agreed")
+    names = _names("value_and_grad", loss, argnums)
 
     def function(*args: Any, **kwargs: Any) -> tuple[Array, Any]:
-        engine, call = agree(bind(*args, **kwargs))
+        engine, call = agreed(*args, **kwargs)
         value, gradients = engine.gradient(call, _wanted("value_and_grad", call, names), None)
         return value, _shaped(call, names, gradients, argnums)
 
@@ -133,9 +133,9 @@ def vjp(
     >>> pullback(np.asarray([10.0, 100.0]))
     array([  10., -100.])
     """
-    bind = _binder("vjp", loss)
-    names = _names("vjp", loss, bind, argnums)
-    engine, call = agree(bind(*args, **kwargs))
+    agreed = _within("vjp", loss, "agreed")
+    names = _names("vjp", loss, argnums)
+    engine, call = agreed(*args, **kwargs)
     wanted = _wanted("vjp", call, names)
     value = engine.value(call)
 
@@ -187,18 +187,15 @@ def jit(loss: Callable[..., Any]) -> Callable[..., Any]:
     if of_compiled is not None:
         function: Callable[..., Any] = of_compiled()
         return function
-    bind = _binder("jit", loss)
-
-    @wraps(loss if hasattr(loss, "__name__") else type(loss).__call__)
-    def compiled(*args: Any, **kwargs: Any) -> Call:
-        kind, operands, weight, reduction, name, trusted, _ = bind(*args, **kwargs)
-        return Call(kind, operands, weight, reduction, name, trusted, compiled=True)
-
-    compiled.__dict__["__signature__"] = inspect.signature(loss)
-    return loss_function(compiled)
+    bind = _within("jit", loss, "bind")
+    if isinstance(bind, partial) and not hasattr(bind, "__wrapped__"):  # of an instance
+        bind = wraps(loss if hasattr(loss, "__name__") else type(loss).__call__)(bind)
+        bind.__dict__["__signature__"] = inspect.signature(loss)
+    return loss_function(bind, compiled=True)
 
 
-def _binder(transform: str, loss: Any) -> Callable[..., Call]:
+def _within(transform: str, loss: Any, name: str) -> Callable[..., Any]:
+    """Return one of the functions that `loss_function` leaves in a loss."""
     if isinstance(loss, type) and issubclass(loss, LossInstance):
         msg = f"{transform}: {loss.__name__} is a class; pass an instance, `{loss.__name__}(...)`."
         raise TypeError(msg)
@@ -208,11 +205,11 @@ def _binder(transform: str, loss: Any) -> Callable[..., Call]:
         function, instance = type(loss).__call__, loss  # which a subclass may have overridden
     elif inspect.ismethod(loss):
         function, instance = loss.__func__, loss.__self__  # of `instance.forward`
-    bind: Callable[..., Call] | None = getattr(function, "bind", None)
-    if bind is None and engine_of(loss) is not None:
+    within: Callable[..., Any] | None = getattr(function, name, None)
+    if within is None and engine_of(loss) is not None:
         msg = f"{transform}: an array is no loss; pass the function, not its result."
         raise TypeError(msg)
-    if bind is None:
+    if within is None:
         who = getattr(function, "__name__", repr(function))
         who = who if instance is None else f"{type(instance).__name__}.{who}"
         msg = (
@@ -220,7 +217,7 @@ def _binder(transform: str, loss: Any) -> Callable[..., Call]:
             f" transform of your framework, e.g. `jax.{transform}` or `{_IN_TORCH[transform]}`."
         )
         raise TypeError(msg)
-    return bind if instance is None else partial(bind, instance)
+    return within if instance is None else partial(within, instance)
 
 
 _IN_TORCH = {
@@ -230,9 +227,7 @@ _IN_TORCH = {
 }
 
 
-def _names(
-    transform: str, loss: Any, bind: Callable[..., Call], argnums: Argnums
-) -> tuple[str, ...]:
+def _names(transform: str, loss: Any, argnums: Argnums) -> tuple[str, ...]:
     """Resolve positions and names to names of arguments."""
     import numbers  # here, as in `is_real`
 

@@ -161,7 +161,7 @@ def in_blocks(
 
 def fits_at_once(call: Call) -> bool:
     """Whether `at_once` is made for a call: what is not small has to lie in one piece."""
-    loss, operands, weight, _, _, _, _ = call
+    loss, operands, weight, _, _, _ = call
     first = operands[0]
     if first.nbytes <= SMALL:
         return True
@@ -186,7 +186,7 @@ def at_once(
     check: bool = True,
 ) -> tuple[Any, tuple[Array | None, ...]]:
     """As `in_blocks`, of few elements: without blocks."""
-    loss, operands, weight, reduction, _, trusted, _ = call
+    loss, operands, weight, reduction, _, trusted = call
     first, label = operands[0], operands[loss.first_parameter - 1]  # or the last input
     check = check and not trusted
     if check and label.size <= FEW and SIGNS.issuperset(label.ravel().tolist()):
@@ -346,7 +346,7 @@ def _tape(
     arguments: list[Any],
 ) -> Replay:
     """Return what is noted of a formula, for arguments of these kinds."""
-    loss, operands, weight, _, _, _, _ = call
+    loss, operands, weight, _, _, _ = call
     first, after = operands[0], loss.first_parameter
     key = (
         loss,

@@ -16,17 +16,24 @@ from array_api_losses._arrays import agree
 from array_api_losses._engines import engine_of
 from array_api_losses._engines.faster import in_one_piece
 from array_api_losses._engines.plain import Plain
-from array_api_losses._loss import Array, Call
+from array_api_losses._loss import Array, Call, Loss
 from array_api_losses._primitives import FASTER
 
 
 class Dask(Plain):
     """Maps over chunks; the graph grows linearly with their number."""
 
+    def __init__(self, *, compiles: bool = False) -> None:
+        super().__init__(xp)
+        self._compiles = compiles
+
+    def compiled(self, loss: Loss) -> Plain:
+        return _COMPILED
+
     def value(self, call: Call) -> Array:
         if call.reduction == "none":
-            return _map(_losses, call, call.arguments())
-        return _finished(call, _sums(call), call.operands[0].dtype)
+            return _map(_losses, call, call.arguments(), compiled=self._compiles)
+        return _finished(call, self._sums(call), call.operands[0].dtype)
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -37,18 +44,25 @@ class Dask(Plain):
             wide = _pipeline.accumulator(da, call.operands[0].dtype)
             # Not from the sums of losses: all chunks would be read, and kept, before the gradient.
             weights = _pipeline.weight_sum(xp, call, wide)
-            mean = _finished(call, _sums(call), wide) if wanted[-1] else None
+            mean = _finished(call, self._sums(call), wide) if wanted[-1] else None
         seed = _derivatives.seed_of(xp, call, cotangent, weights)
         found: list[Array | None] = []
         for i, argument in enumerate(call.arguments()):
             if not wanted[i]:
                 found.append(None)
                 continue
-            only, rows = tuple(j == i for j in range(len(wanted))), call.loss.has_rows(i)
+            only = tuple(j == i for j in range(len(wanted)))
+            options = {"rows": call.loss.has_rows(i), "compiled": self._compiles}
             arguments = (*call.arguments(), *seed, mean if only[-1] else None)
-            gradient = _map(_gradient, call, arguments, wide=True, rows=rows, wanted=only)
+            gradient = _map(_gradient, call, arguments, wide=True, wanted=only, **options)
             found.append(_summed_to(gradient, argument))
         return value, tuple(found)
+
+    def _sums(self, call: Call) -> Array:
+        """Return the sum of the weighted losses and W, added up from those of the chunks."""
+        sums = _map(_chunk_sums, call, call.arguments(), folded=True, compiled=self._compiles)
+        axes = tuple(range(len(call.shape())))
+        return da.reduction(sums, _added, _added, axis=axes, dtype=sums.dtype) if axes else sums
 
 
 def _map(
@@ -103,13 +117,6 @@ def _merged(argument: Array, *, rows: bool) -> Array:
     return argument.rechunk(whole) if whole else argument
 
 
-def _sums(call: Call) -> Array:
-    """Return the sum of the weighted losses and W, added up from those of the chunks."""
-    sums = _map(_chunk_sums, call, call.arguments(), folded=True)
-    axes = tuple(range(len(call.shape())))
-    return da.reduction(sums, _added, _added, axis=axes, dtype=sums.dtype) if axes else sums
-
-
 def _added(sums: Array, axis: tuple[int, ...], to: Any = None, **keepdims: bool) -> Array:
     engine = _engine(sums)
     with engine.quiet():
@@ -134,17 +141,17 @@ def _finish(sums: Array, call: Call, dtype: Any) -> Array:
         return _pipeline.finished(engine.xp, sums[0], weights, dtype)
 
 
-def _losses(*arguments: Any, call: Call) -> Array:
-    engine, call = _chunk(call, arguments)
+def _losses(*arguments: Any, call: Call, compiled: bool) -> Array:
+    engine, call = _chunk(call, arguments, compiled=compiled)
     if call.trusted:
         return engine.value(call)
     with engine.quiet():
         return _pipeline.value(engine.xp, call)
 
 
-def _chunk_sums(*arguments: Any, call: Call) -> Array:
+def _chunk_sums(*arguments: Any, call: Call, compiled: bool) -> Array:
     """Return the sum of a chunk and its W along a new last axis; the other axes shrink to one."""
-    engine, call = _chunk(call, arguments)
+    engine, call = _chunk(call, arguments, compiled=compiled)
     xp = engine.xp
     with engine.quiet():
         total, weights = engine.folded(call)
@@ -154,18 +161,18 @@ def _chunk_sums(*arguments: Any, call: Call) -> Array:
     return xp.reshape(sums, (1,) * len(call.shape()) + (2,))
 
 
-def _gradient(*arguments: Any, call: Call, wanted: tuple[bool, ...]) -> Array:
+def _gradient(*arguments: Any, call: Call, compiled: bool, wanted: tuple[bool, ...]) -> Array:
     """Return the one gradient that is wanted, for each element of a chunk."""
     *own, factor, divisor, mean = arguments
-    engine, call = _chunk(call, own)
+    engine, call = _chunk(call, own, compiled=compiled)
     with engine.quiet():
         found = _derivatives.gradients_by_element(engine.xp, call, wanted, (factor, divisor), mean)
     return next(gradient for gradient in found if gradient is not None)
 
 
-def _chunk(call: Call, arguments: Sequence[Any]) -> tuple[Plain, Call]:
+def _chunk(call: Call, arguments: Sequence[Any], *, compiled: bool) -> tuple[Plain, Call]:
     """Return the engine of a chunk, and the call on it; only here are all shapes known."""
-    engine, call = agree(call.with_arguments(tuple(arguments)))
+    engine, call = agree(call.with_arguments(tuple(arguments)), compiled=compiled)
     with suppress(ValueError):  # a wrong label gives NaN
         call = engine.checked(call)
     return engine, call
@@ -195,4 +202,5 @@ def _added_in_one_piece(chunk: Array, axis: tuple[int, ...], **_: bool) -> Array
 FASTER["total"][xp.__name__] = _total
 FASTER["over"][xp.__name__] = _over
 
-ENGINE = Dask(xp)
+ENGINE = Dask()
+_COMPILED = Dask(compiles=True)

@@ -116,7 +116,7 @@ class Static:
     """What a call is, beside its tensors. No tuple: `torch.func` would take that apart."""
 
     def __init__(self, call: Call, numbers: tuple[Any, ...], engine: "Torch") -> None:
-        self.loss, _, _, self.reduction, self.name, self.trusted, _ = call
+        self.loss, _, _, self.reduction, self.name, self.trusted = call
         self.numbers, self.engine = numbers, engine
 
     def call(self, tensors: tuple[Any, ...]) -> Call:
@@ -399,7 +399,7 @@ def _host(call: Call, cotangent: Any = None) -> tuple[Call, Any] | None:
 
     They are on the same memory; but half precision is in float32, in which it is computed anyway.
     """
-    loss, operands, weight, reduction, name, trusted, _ = call
+    loss, operands, weight, reduction, name, trusted = call
     first = operands[0]
     if NUMPY is None or first.dtype not in HOSTED or not first.is_cpu or watched():
         return None
