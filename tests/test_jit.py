@@ -158,15 +158,28 @@ def test_forward_and_backward_are_compiled_apart(
 @pytest.mark.library("torch")
 def test_what_is_made_in_inference_mode(backend: Backend) -> None:
     torch, compiled = backend.module, xpl.jit(loss)
+    graded = xpl.value_and_grad(compiled)
     x, y = backend.asarray([1.5, 0.25]).requires_grad_(), backend.asarray([1, -1], "int64")
-    with torch.inference_mode(), torch.enable_grad():
-        value = compiled(x, y, 0.5)  # with a margin that is made there
-    value.backward()
-    assert x.grad.tolist() == [0.5, -0.5]
     with torch.inference_mode():
         made = y.clone()
-    _, gradient = xpl.value_and_grad(compiled)(x, made, 0.5)
-    assert gradient.tolist() == [0.5, -0.5]
+        with torch.enable_grad():
+            value = compiled(x, y, 0.5)  # with a margin that is made there, and kept
+            graded(x, y, 0.5)
+    for result in (value, compiled(x, made, 0.5)):
+        x.grad = None
+        result.backward()
+        assert x.grad.tolist() == [0.5, -0.5]
+    for label in (y, made):
+        _, gradient = graded(x, label, 0.5)
+        assert gradient.tolist() == [0.5, -0.5]
+
+
+@pytest.mark.library("torch")
+def test_an_error_of_the_compiler(backend: Backend) -> None:
+    torch, x = backend.module, backend.asarray([[[[[1.5]]]]]).requires_grad_()
+    refused = pytest.raises(RuntimeError, match="recompile")
+    with torch.compiler.set_stance("fail_on_recompile"), refused:
+        xpl.jit(loss)(x, x)
 
 
 @pytest.mark.library("torch")

@@ -20,11 +20,10 @@ from array_api_losses._engines.torch import (
     pulled_back,
     rule_for,
     savable,
-    taken_apart,
     transforming,
     watched,
 )
-from array_api_losses._loss import Array, Call
+from array_api_losses._loss import Array, Call, Loss
 
 MOST_COMPILED = 256
 """So many kinds of call are kept: norms and the like are constants in them."""
@@ -43,15 +42,19 @@ class _ThroughCompile(Torch):
     def readable(self, call: Call) -> bool:
         return False
 
-    def tracked(self, call: Call) -> Array:
-        if watched():
-            return super().tracked(call)
-        return _APPLY_COMPILED(*taken_apart(call, self))
-
-    def untracked(self, call: Call) -> Array:
-        if watched():
-            return super().untracked(call)
-        return _value(*taken_apart(call, self))
+    def value(self, call: Call) -> Array:
+        if watched() or (transforming() and rule_for(call.arguments()) is Transformed):
+            return super().value(call)
+        ready, tensors, tracked = _ready_for(call, differentiable=False)
+        if not tracked:
+            return ready.value(*ready.numbers, *tensors)
+        try:
+            return _APPLY_COMPILED(ready, *tensors)
+        except RuntimeError:
+            copied = savable(call)
+            if copied is call:
+                raise
+            return self.value(copied)
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
@@ -69,19 +72,83 @@ class _ThroughCompile(Torch):
     ) -> tuple[Array | None, tuple[Array | None, ...]] | None:
         if watched(cotangent):
             return None
-        return _gradient(wanted, cotangent, *taken_apart(call, self))
+        ready, tensors, _ = _ready_for(call, differentiable=True)
+        usual = None if cotangent is None else cotangent.is_contiguous()  # of a sum it is not
+        found: tuple[Array | None, tuple[Array | None, ...]]
+        found = ready.gradient(wanted, usual)(cotangent, *ready.numbers, *tensors)
+        return found
+
+
+class _Ready:
+    """What is kept for a kind of call: all that it is beside its tensors, and what it runs.
+
+    Its numbers are tensors, for `torch.compile` would compile for each. For CUDA they lie on the
+    CPU: a kernel is given the value of such a tensor, if nothing is to be done to it before, so it
+    has the dtype that is computed in.
+    """
+
+    def __init__(
+        self,
+        call: tuple[Loss, str, str | None, bool],
+        recorded: bool,
+        device: Any,
+        *kinds: Any,
+    ) -> None:
+        loss, reduction, name, trusted = call
+        numbers = tuple(None if isinstance(k, tuple) else k for k in kinds)
+        self.static = Static(Call(loss, (), None, reduction, name, trusted), numbers, ENGINE)
+        of_tensors = [k if isinstance(k, tuple) else None for k in kinds]
+        self._kind = loss, reduction, trusted, recorded, *of_tensors
+        dtype = torch.float32 if kinds[0][0] in HALVES else kinds[0][0]
+        device = "cpu" if device.type == "cuda" else device
+        with torch.inference_mode(mode=False):  # what is made in that mode is of another kind
+            self.numbers = [
+                torch.scalar_tensor(number, dtype=dtype, device=device)
+                for number in numbers
+                if number is not None
+            ]
+        self.value = _compiled(None, None, *self._kind)
+
+    def gradient(self, wanted: tuple[bool, ...], usual: bool | None) -> Any:
+        return _compiled(wanted, usual, *self._kind)
+
+
+_ready = lru_cache(MOST_COMPILED)(_Ready)
+
+
+def _ready_for(call: Call, *, differentiable: bool) -> tuple[_Ready, list[Any], bool]:
+    """Return what is kept for a call, its tensors, and whether autograd is to know of it.
+
+    If so, what runs does not see autograd, unless it is to be `differentiable` itself.
+    """
+    loss, operands, weight, reduction, name, trusted = call
+    tensors: list[Any] = []
+    kinds: list[Any] = []
+    recorded, tracked = torch.is_grad_enabled(), False
+    for argument in (*operands, weight):
+        if isinstance(argument, torch.Tensor):
+            wants = argument.requires_grad
+            tracked = tracked or (recorded and wants)
+            tensors.append(argument)
+            kinds.append((argument.dtype, argument.ndim, wants))
+        else:
+            tensors.append(None)
+            kinds.append(argument)
+    recorded = recorded and (differentiable or not tracked)
+    kept = _ready((loss, reduction, name, trusted), recorded, tensors[0].device, *kinds)
+    return kept, tensors, tracked
 
 
 class _EagerCompiled(Eager):
     """Does little in its backward pass, which on CUDA runs in a thread that has long waited."""
 
     @staticmethod
-    def forward(ctx: Any, static: Static, *tensors: Any) -> Any:
-        ctx.static, ctx.numbers = static, _numbers(static, tensors[0])
+    def forward(ctx: Any, ready: Any, *tensors: Any) -> Any:
+        ctx.static, ctx.numbers = ready.static, ready.numbers
         ctx.save_for_backward(*tensors)
-        kind, usual = _kind(static, *tensors), True  # the cotangent is in one piece
-        ctx.gradient = _compiled(ctx.needs_input_grad[1:], usual, *kind)
-        return _compiled(None, None, *kind)(*ctx.numbers, *tensors)
+        usual = True  # the cotangent is in one piece
+        ctx.gradient = ready.gradient(ctx.needs_input_grad[1:], usual)
+        return ready.value(*ready.numbers, *tensors)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Any) -> Any:
@@ -94,21 +161,6 @@ class _EagerCompiled(Eager):
 
 
 _APPLY_COMPILED = apply_of(_EagerCompiled)
-
-
-def _value(static: Static, *tensors: Any) -> Array:
-    compiled = _compiled(None, None, *_kind(static, *tensors))
-    return compiled(*_numbers(static, tensors[0]), *tensors)
-
-
-def _gradient(
-    wanted: tuple[bool, ...], cotangent: Any, static: Static, *tensors: Any
-) -> tuple[Array | None, tuple[Array | None, ...]]:
-    usual = None if cotangent is None else cotangent.is_contiguous()  # of a sum it is not
-    compiled = _compiled(wanted, usual, *_kind(static, *tensors))
-    found: tuple[Array | None, tuple[Array | None, ...]]
-    found = compiled(cotangent, *_numbers(static, tensors[0]), *tensors)
-    return found
 
 
 @lru_cache(MOST_COMPILED)
@@ -137,24 +189,6 @@ def _left(guards: Any) -> list[bool]:
     return [
         not g.is_global and g.guard_type != hooks and not any(name in g.name for name in told)
         for g in guards
-    ]
-
-
-def _kind(static: Static, *tensors: Any) -> tuple[Any, ...]:
-    kinds = [t if t is None else (t.dtype, t.ndim, t.requires_grad) for t in tensors]
-    return static.loss, static.reduction, static.trusted, torch.is_grad_enabled(), *kinds
-
-
-def _numbers(static: Static, first: Array) -> list[Array]:
-    """Return the numbers as tensors, for `torch.compile` would compile for each.
-
-    For CUDA they lie on the CPU: a kernel is given the value of such a tensor, if nothing is to be
-    done to it before, so it has the dtype that is computed in.
-    """
-    dtype = torch.float32 if first.dtype in HALVES else first.dtype
-    device = "cpu" if first.is_cuda else first.device
-    return [
-        torch.scalar_tensor(n, dtype=dtype, device=device) for n in static.numbers if n is not None
     ]
 
 
