@@ -231,17 +231,10 @@ class Torch(Plain):
             return self.untracked(call)
         if rule is Eager:
             try:
-                return self.tracked(call)
-            except RuntimeError:
-                copied = savable(call)
-                if copied is call:
-                    raise
-                return self.tracked(copied)
+                return _APPLY_EAGER(*taken_apart(call, self))
+            except RuntimeError as error:
+                return self.value(mended(call, error))
         return rule.apply(*taken_apart(self.checked(call), self))
-
-    def tracked(self, call: Call) -> Array:
-        """Return the result, of which autograd is to know."""
-        return _APPLY_EAGER(*taken_apart(call, self))
 
     def untracked(self, call: Call) -> Array:
         """Return the result, of which autodiff need not know."""
@@ -345,6 +338,14 @@ def savable(call: Call) -> Call:
         return call
     copies = [a.clone() if m else a for a, m in zip(arguments, made, strict=True)]
     return call.with_arguments(tuple(copies))
+
+
+def mended(call: Call, error: RuntimeError) -> Call:
+    """Return the call in what autograd can save; if it could before, that was not the error."""
+    copied = savable(call)
+    if copied is call:
+        raise error
+    return copied
 
 
 def rule_for(arguments: tuple[Any, ...]) -> Any:

@@ -17,6 +17,7 @@ from array_api_losses._engines.torch import (
     Torch,
     Transformed,
     apply_of,
+    mended,
     pulled_back,
     rule_for,
     savable,
@@ -50,11 +51,8 @@ class _ThroughCompile(Torch):
             return ready.value(*ready.numbers, *tensors)
         try:
             return _APPLY_COMPILED(ready, *tensors)
-        except RuntimeError:
-            copied = savable(call)
-            if copied is call:
-                raise
-            return self.value(copied)
+        except RuntimeError as error:
+            return self.value(mended(call, error))
 
     def gradient(
         self, call: Call, wanted: tuple[bool, ...], cotangent: Array | None
