@@ -41,16 +41,21 @@ def _function(
     return scalar
 
 
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Spare it the C++ compiler, which takes seconds a call."""
+    import torch
+
+    torch.compiler.reset()
+    return torch.compile(function, fullgraph=True, backend="aot_eager")
+
+
 def _torch(
     differentiate: Callable[[Callable[[Any], Any], Any], Any], *, compiled: bool = False
 ) -> Route:
     def route(
         backend: Backend, case: Case, arrays: dict[str, Any], argument: str, cotangent: Any
     ) -> Any:
-        torch, call = backend.module, case.function
-        if compiled:
-            torch.compiler.reset()
-            call = torch.compile(call, fullgraph=True, backend="aot_eager")
+        call = _compiled(case.function) if compiled else case.function
         scalar = _function(arrays, case, argument, cotangent, call)
         return differentiate(scalar, arrays[argument]).detach()
 
@@ -82,13 +87,33 @@ def _func_jacrev(scalar: Callable[[Any], Any], x: Any) -> Any:
     return torch.func.jacrev(scalar)(x)
 
 
-def _func_jvp(scalar: Callable[[Any], Any], x: Any) -> Any:
+def _func_jvp(
+    scalar: Callable[[Any], Any], x: Any, wrap: Callable[[Any], Any] = lambda jvp: jvp
+) -> Any:
     """Forward mode, one direction after another."""
     import torch
 
+    slope = wrap(lambda x, row: torch.func.jvp(scalar, (x,), (row,))[1])
     flat = torch.eye(x.numel(), dtype=x.dtype, device=x.device)
-    slopes = [torch.func.jvp(scalar, (x,), (row.reshape(x.shape),))[1] for row in flat]
-    return torch.stack(slopes).reshape(x.shape)
+    return torch.stack([slope(x, row.reshape(x.shape)) for row in flat]).reshape(x.shape)
+
+
+def _compiled_grad(scalar: Callable[[Any], Any], x: Any) -> Any:
+    import torch
+
+    return _compiled(torch.func.grad(scalar))(x)
+
+
+def _compiled_vmap(scalar: Callable[[Any], Any], x: Any) -> Any:
+    """Two copies, of which the second is returned; backward outside of what is mapped."""
+    import torch
+
+    mapped = _compiled(torch.vmap(scalar))
+    return _backward(lambda copies: mapped(copies)[1], torch.stack([x + 1, x]))[1]
+
+
+def _compiled_jvp(scalar: Callable[[Any], Any], x: Any) -> Any:
+    return _func_jvp(scalar, x, _compiled)
 
 
 def _func_jacfwd(scalar: Callable[[Any], Any], x: Any) -> Any:
@@ -174,6 +199,8 @@ ROUTES: dict[str, Route] = {
     "torch-func.jacrev": _torch(_func_jacrev),
     "torch-vmap(func.grad)": _torch(_func_vmap),
     "torch-compile": _torch(_backward, compiled=True),
+    "torch-compile(func.grad)": _torch(_compiled_grad),
+    "torch-compile(vmap)": _torch(_compiled_vmap),
     "jax-grad": _jax(_jax_grad),
     "jax-jit(grad)": _jax(_jax_jit_grad),
     "jax-value_and_grad(jit)": _jax(_jax_grad_jit),
@@ -184,6 +211,7 @@ FORWARD_ROUTES: dict[str, Route] = {
     "torch-func.jacfwd": _torch(_func_jacfwd),
     "torch-jacfwd(vmap)": _torch(_func_jacfwd_vmap),
     "torch-forward_ad": _torch(_dual),
+    "torch-compile(func.jvp)": _torch(_compiled_jvp),
     "jax-jacfwd": _jax(_jax_forward),
 }
 """One direction after another, so that a NaN in one place reaches the others by 0 * NaN."""

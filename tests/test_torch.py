@@ -1,5 +1,6 @@
 """What PyTorch alone has: double backward, gradcheck, compiling, parameters."""
 
+import gc
 import itertools
 import subprocess
 import sys
@@ -298,6 +299,51 @@ def test_compiled_code_holds_the_arguments_only(
     held = [t.data_ptr() for t in value.grad_fn.saved_tensors if t.numel() >= 64]
     assert held
     assert own.issuperset(held)
+
+
+@pytest.mark.parametrize("fullgraph", [True, False])
+def test_forward_mode_that_is_compiled(backend: Backend, *, fullgraph: bool) -> None:
+    torch = backend.module
+    from torch.autograd import forward_ad
+
+    def slope(x: Any, w: Any, tangent: Any) -> Any:
+        with forward_ad.dual_level():
+            x, w = forward_ad.make_dual(x, tangent), forward_ad.make_dual(w, tangent)
+            return forward_ad.unpack_dual(loss(x, y, reduction="none", weight=w)).tangent
+
+    x, y = backend.asarray([0.5, 1.0, 0.25]), backend.asarray([1, -1, -1], "int8")
+    ones = torch.ones_like(x)
+    torch.compiler.reset()
+    compiled = torch.compile(slope, fullgraph=fullgraph, backend="aot_eager")
+    assert compiled(x, ones, ones).tolist() == [1.5, 0, -0.25]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_is_mapped_and_exported(backend: Backend, *, strict: bool) -> None:
+    torch = backend.module
+
+    class Mapped(torch.nn.Module):
+        def forward(self, x: Any, y: Any) -> Any:
+            return torch.vmap(loss)(x, y)
+
+    x, y = backend.asarray([0.5, 0.25]), backend.asarray([1, -1], "int8")
+    assert torch.export.export(Mapped(), (x, y), strict=strict).module()(x, y).tolist() == [
+        0.5,
+        0.75,
+    ]
+
+
+def test_a_loss_in_a_graph_that_is_kept(backend: Backend) -> None:
+    """Longer than the loss by its options."""
+    torch = backend.module
+    a, b, c = (backend.asarray([[number, 2.0]]) for number in (1.0, 2.0, -3.0))
+    torch.compiler.reset()
+    slope = torch.func.grad(lambda a: xpl.triplet_margin_loss(a, b, c, 5.0, p=1, epsilon=0.25))
+    compiled = torch.compile(slope, backend="eager", fullgraph=True)
+    assert compiled(a).tolist() == [[-2, 0]]
+    vars(triplet_margin._KNOWN).clear()
+    gc.collect()
+    assert compiled(a).tolist() == [[-2, 0]]
 
 
 def test_compiled_code_gives_nan_for_wrong_labels(backend: Backend) -> None:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial, wraps
+from itertools import count
 from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeAlias, TypeVar, dataclass_transform
 from weakref import WeakValueDictionary
 
@@ -53,9 +54,13 @@ class Loss:
     """Whether parameters that are arrays are known to be finite and within `bounds`."""
     first_parameter: int = field(init=False)
     """Where the parameters begin among the operands."""
+    key: str = field(init=False)
+    """By which `loss_of` finds it: a text, which to TorchDynamo is a constant of a graph."""
 
     def __post_init__(self) -> None:
         self.first_parameter = len(self.inputs) + (self.label is not None)
+        self.key = f"{self.name} {next(_NUMBERS)}"
+        _BY_KEY[self.key] = self
         _LIVING.setdefault(self._content(), self)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -84,6 +89,13 @@ class Loss:
 
 
 _LIVING: WeakValueDictionary[tuple[Any, ...], Loss] = WeakValueDictionary()
+_BY_KEY: WeakValueDictionary[str, Loss] = WeakValueDictionary()
+_NUMBERS = count()
+
+
+def loss_of(key: str) -> Loss:
+    """Return the loss that has this key."""
+    return _BY_KEY[key]
 
 
 def _unpickled(*content: Any) -> Loss:
@@ -133,7 +145,7 @@ class Call(NamedTuple):
         return shape[:-1] if self.loss.rowwise else shape
 
 
-def evaluated_early(function: Callable[P, None]) -> Callable[P, None]:
+def evaluated_early(function: Callable[P, T]) -> Callable[P, T]:
     """Let TorchDynamo call a function while it compiles, and not look into it.
 
     This is what `torch.compiler.assume_constant_result` does, without importing PyTorch.

@@ -21,7 +21,7 @@ from torch.autograd.forward_ad import unpack_dual
 from array_api_losses import _derivatives, _pipeline
 from array_api_losses._engines import BY_TYPE
 from array_api_losses._engines.plain import Plain
-from array_api_losses._loss import Array, Call, Loss
+from array_api_losses._loss import Array, Call, Loss, evaluated_early, loss_of
 from array_api_losses._primitives import FASTER, largest
 
 NUMPY: Any = None
@@ -180,9 +180,26 @@ def _primal(tensor: Any) -> Any:
     """Return a tensor without its tangent, also within `vmap`, which has no rule for that."""
     functorch = torch._C._functorch
     if not functorch.is_batchedtensor(tensor):
-        return unpack_dual(tensor).primal
+        return unpack_dual(tensor, level=0).primal  # the only level there is
     axis, level = functorch.maybe_get_bdim(tensor), functorch.maybe_get_level(tensor)
     return functorch._add_batch_dim(_primal(functorch.get_unwrapped(tensor)), axis, level)
+
+
+@evaluated_early
+def _traced_in_transform() -> bool:
+    """Whether what is compiled, and not exported, is within `torch.func` or forward mode."""
+    torch.compiler.allow_in_graph(_in_graph)  # not at import, for it imports TorchDynamo
+    return transforming() and not torch.compiler.is_exporting()
+
+
+def _in_graph(key: str, reduction: str, trusted: bool, *arguments: Any) -> Any:
+    """Run a call into which TorchDynamo does not look, but what comes after it does.
+
+    For within transforms it follows `forward` alone: it does not see in `vmap` that a gradient is
+    wanted, and before PyTorch 2.15 forgets that there is `backward`, as it still does `jvp`.
+    """
+    call = Call(loss_of(key), (), None, reduction, None, trusted)
+    return Transformed.apply(*taken_apart(call.with_arguments(arguments), ENGINE))
 
 
 class Eager(torch.autograd.Function):
@@ -272,6 +289,9 @@ class Torch(Plain):
         return None
 
     def run(self, call: Call) -> Array:
+        if compiling() and _traced_in_transform():
+            loss, operands, weight, reduction, _, trusted = call
+            return _in_graph(loss.key, reduction, trusted, *operands, weight)
         rule = rule_for(call.arguments())
         return _pipeline.value(xp, call) if rule is None else rule.apply(*taken_apart(call, self))
 
@@ -290,8 +310,9 @@ class Torch(Plain):
 
     def readable(self, call: Call) -> bool:
         label = call.label()
-        # The rest of a DTensor, a subclass, is in other processes.
-        part = type(label) not in TENSORS and hasattr(label, "to_local")
+        # A DTensor has the rest in other processes, a fake tensor nothing; both are subclasses.
+        subclass = type(label) not in TENSORS
+        part = subclass and (hasattr(label, "to_local") or hasattr(label, "fake_mode"))
         traced = compiling() or torch.jit.is_tracing()
         return not (part or traced) and label.device.type == "cpu"
 
