@@ -969,7 +969,7 @@ def test_a_class_is_given_no_arrays(backend: Backend, name: str) -> None:
     first = next(iter(inspect.signature(getattr(xpl, name)).parameters))
     text = (
         f"{name}: `{first}` is an array. This is the class of the loss: inputs go to an instance of"
-        f" it, `{name}()(...)`, and parameters that are arrays to the function."
+        f" it, `{name}()(...)`, and a margin that is an array to the function."
     )
     with pytest.raises(TypeError) as caught:
         getattr(xpl, name)(_rows(backend), _y(backend))

@@ -75,7 +75,7 @@ def check_no_array(kind: str, argument: str, value: object) -> None:
     if not is_real(value) and engine_of(value) is not None:
         msg = (
             f"{kind}: `{argument}` is an array. This is the class of the loss: inputs go to an"
-            f" instance of it, `{kind}()(...)`, and parameters that are arrays to the function."
+            f" instance of it, `{kind}()(...)`, and a margin that is an array to the function."
         )
         raise TypeError(msg)
 

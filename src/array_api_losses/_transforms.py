@@ -70,8 +70,8 @@ def value_and_grad(loss: Callable[..., Array], argnums: Argnums = 0) -> Callable
     Notes
     -----
     Where a loss has no derivative, at the kink of a hinge and the like, the gradient is the
-    subgradient of least norm. An element of weight zero has gradient zero. What it returns cannot
-    be pickled: pickle the loss.
+    subgradient of least norm. An element of weight zero has gradient zero in the inputs and the
+    margin. What it returns cannot be pickled: pickle the loss.
 
     Examples
     --------
