@@ -318,6 +318,23 @@ def test_forward_mode_that_is_compiled(backend: Backend, *, fullgraph: bool) -> 
     assert compiled(x, ones, ones).tolist() == [1.5, 0, -0.25]
 
 
+@pytest.mark.parametrize("transform", ["vmap", "jacrev", "jacfwd", "hessian"])
+def test_a_smaller_batch_within_what_is_compiled(backend: Backend, transform: str) -> None:
+    """From the second size on, a size is a symbol."""
+    torch = backend.module
+
+    def weighted(x: Any, w: Any) -> Any:
+        return loss(x, -torch.ones_like(x), weight=w)  # to which the weight broadcasts
+
+    function = getattr(torch.func, transform)(weighted)
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    for size in (3, 2, 5):
+        x = backend.asarray([[0.25 * i for i in range(size)]] * 2)
+        w = backend.asarray([[1.0], [3.0]])
+        torch.testing.assert_close(compiled(x, w), function(x, w))
+
+
 @pytest.mark.parametrize("strict", [True, False])
 def test_what_is_mapped_and_exported(backend: Backend, *, strict: bool) -> None:
     torch = backend.module

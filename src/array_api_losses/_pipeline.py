@@ -110,13 +110,16 @@ def divided(xp: Any, values: Any, weights: Any) -> Any:
     if isinstance(weights, int):  # as `torch.compile` says of a size that it does not know
         return values / _number(weights or math.nan)
     if not hasattr(weights, "dtype"):  # it stands for a size, and cannot be asked whether it is 0
-        return values / weights
+        return values / _number(weights)
     return values / except_where(xp, weights == 0, math.nan, weights)
 
 
 def _number(size: Any) -> Any:
-    """Return a size as JAX takes one of 2**31 or more; what only stands for a size, as it is."""
-    return float(size) if isinstance(size, int) else size
+    """Return a size as JAX takes one of 2**31 or more; what stands for a size, as PyTorch does."""
+    if isinstance(size, int):
+        return float(size)
+    # Within `vmap`, PyTorch before 2.15 multiplies no tensor by the symbol of a whole number.
+    return size.__sym_float__() if hasattr(size, "__sym_float__") else size
 
 
 def folded(xp: Any, call: Call, terms: Array) -> tuple[Array, Any]:
