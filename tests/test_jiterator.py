@@ -226,14 +226,13 @@ def test_where_nothing_can_be_compiled(
         jiterator._works.cache_clear()
 
 
-@pytest.mark.parametrize("kind", ["OutOfMemoryError", "RuntimeError"])
 def test_no_memory_is_no_lack_of_a_compiler(
-    backend: Backend, launched: list[str], monkeypatch: pytest.MonkeyPatch, kind: str
+    backend: Backend, launched: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither that of PyTorch nor that of the driver, which tells of it in words."""
+    """The driver tells of it in words only; the error of PyTorch has them too."""
     from array_api_losses._engines import jiterator
 
-    error = getattr(backend.module, kind, RuntimeError)("CUDA driver error: out of memory")
+    error = RuntimeError("CUDA driver error: out of memory")
     x, y = backend.asarray([0.5, 0.25], "float32"), backend.asarray([1, -1], "int8")
     jiterator._works.cache_clear()
     with monkeypatch.context() as within, pytest.raises(RuntimeError, match="out of memory"):
